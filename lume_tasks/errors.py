@@ -4,8 +4,11 @@ import json
 import sys
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from io import TextIOWrapper
+from logging import Logger, getLogger
 
+log = getLogger("lume_tasks")  # of all modules of the package
 MAX_LINES = 1000  # of one message or one file
 
 
@@ -17,10 +20,10 @@ class NotFinite(DataError):
     """A model returns numbers that are not finite, as after a training that diverged."""
 
 
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one `DataError` that lists the problems, one per line; do nothing if there are none."""
+def raise_problems(problems: Sequence[str], *head: str, most: int = MAX_LINES) -> None:
+    """Raise one `DataError` that lists the problems, one per line, after ``head``; do nothing if there are none."""
     if problems:
-        raise DataError("\n".join(first_few(problems)))
+        raise DataError("\n".join([*head, *first_few(problems, most)]))
 
 
 def first_few(lines: Sequence[str], most: int = MAX_LINES) -> list[str]:
@@ -43,6 +46,12 @@ def print_any_letter() -> None:
     """Let stdout escape letters that the encoding of the terminal lacks, instead of failing."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@cache
+def warn_once(log: Logger, message: str, *values: object) -> None:
+    """Log a warning, unless the same one was logged before."""
+    log.warning(message, *values)
 
 
 def quote(text: str) -> str:

@@ -1,6 +1,9 @@
 """Errors that the command line reports without a traceback, and the check of an output folder."""
 
+from logging import getLogger
 from pathlib import Path
+
+log = getLogger("lume_unlearn")  # of all modules of the package
 
 
 class ConfigError(ValueError):

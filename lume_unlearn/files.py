@@ -88,7 +88,6 @@ def only_run(output: Path) -> Iterator[None]:
     """
     lock = FileLock(output / LOCK, timeout=0)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout as error:
@@ -111,6 +110,7 @@ def writing(output: Path) -> Iterator[None]:
         ConfigError: a write failed; this replaces OSError and the errors of torch, safetensors and tokenizers.
     """
     try:
+        output.mkdir(parents=True, exist_ok=True)
         yield
     except Exception as error:
         from_library = type(error) in (RuntimeError, Exception) and any(part in str(error) for part in WRITE_FAILURES)

@@ -112,7 +112,7 @@ def test_arguments_of_the_template_are_refused(task):
 
 
 def test_lume_tasks_warn_of_a_chat_model(data_dir, caplog):
-    model_checks._warn_of_template.cache_clear()
+    model_checks.warn_once.cache_clear()
     tasks = ["lume_task1", "lume_task2"]
     score(make_model(), chat_tokenizer(), data_dir, tasks=tasks, limit=1, gen_kwargs={"max_gen_toks": 2})
     assert [record.name for record in caplog.records if "chat template" in record.getMessage()] == ["lume_tasks"]

@@ -63,8 +63,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the valid rows of a file by line number, and the file's faults."""
-    objects, faults = scan(path, (*FIELDS, *SWAP, *OPTIONAL, TURNS), row_problems, completed)
-    rows = {line: row_of(obj) for line, obj in objects.items()}
+    objects, faults = scan(path, (*FIELDS, *SWAP, *OPTIONAL, TURNS), lambda obj: row_problems(completed(obj)))
+    rows = {line: row_of(completed(obj)) for line, obj in objects.items()}
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
     for line, earlier in _repeated({line: text_key(row) for line, row in rows.items()}):
@@ -91,10 +91,7 @@ def _repeated(keys: dict[int, Hashable]) -> Iterator[tuple[int, int]]:
 
 
 def scan(
-    path: Path,
-    fields: Iterable[str],
-    problems_of: Callable[[Any], list[str]],
-    complete: Callable[[Any], Any] = lambda obj: obj,
+    path: Path, fields: Iterable[str], problems_of: Callable[[Any], list[str]]
 ) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
     """Read a ``.jsonl`` or ``.parquet`` file and return its valid objects by line number, and all faults.
 
@@ -108,8 +105,7 @@ def scan(
     except OSError as error:
         return {}, [unreadable(error)]
     valid: dict[int, dict[str, Any]] = {}
-    for line, parsed in objects.items():
-        obj = complete(parsed)
+    for line, obj in objects.items():
         problems = problems_of(obj)
         faults += [(line, problem) for problem in problems]
         if not problems:

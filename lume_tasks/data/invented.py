@@ -126,6 +126,11 @@ def provider_of(kind: str, locale: str) -> Any:
         return None
 
 
+def name_length(tokenizer: Any, name: str) -> int:
+    """Return the number of tokens of a name within a text."""
+    return len(tokenizer.encode(f" {name}"))
+
+
 def control_names(
     subject: str,
     number: int,

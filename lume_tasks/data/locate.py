@@ -114,8 +114,7 @@ def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[
     there: dict[str, list[dict[str, object]]] = {subject: [] for subject in MMLU_SUBJECTS}
     if source != MMLU_HUB_ID:
         there, problems = scan_mmlu(Path(source))
-        if problems:
-            raise_problems([f"MMLU in {source} cannot be used:", *problems])
+        raise_problems(problems, f"MMLU in {source} cannot be used:")
     unknown = [name for name in only or [] if name not in there]
     if unknown:
         named = ", ".join(map(quote, unknown))

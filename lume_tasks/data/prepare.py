@@ -14,8 +14,9 @@ from lume_tasks.data.items import ALONE, Item
 from lume_tasks.data.names import shared_names
 from lume_tasks.data.reading import Read, read_files
 from lume_tasks.data.rows import SIDES, Row, row_problems
+from lume_tasks.data.source import Data
 from lume_tasks.data.where import Where, parse_where
-from lume_tasks.errors import DataError, counted, first_few, raise_problems
+from lume_tasks.errors import counted, first_few, raise_problems
 
 __all__ = ["Options", "Prepared", "prepare", "prepared", "read_texts"]
 
@@ -23,8 +24,8 @@ LISTED = 20  # lines of one list in the summary
 PLACES = 5  # places in one line
 
 
-@dataclass
-class Prepared:
+@dataclass(frozen=True)
+class Prepared(Data):
     """Rows made of the user's files, in memory.
 
     Attributes:
@@ -33,14 +34,7 @@ class Prepared:
         summary: Lines on what was read, made and left out.
     """
 
-    forget: list[Row]
-    retain: list[Row]
-    summary: list[str]
-
-    @property
-    def rows(self) -> dict[str, list[Row]]:
-        """The rows of both sides, ``forget`` and ``retain``."""
-        return dict(zip(SIDES, (self.forget, self.retain), strict=True))
+    summary: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -68,7 +62,6 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     there = [output / f"{side}{suffix}" for side in SIDES for suffix in SUFFIXES]
     raise_problems([f"{path}: exists already: name another --output folder" for path in there if path.exists()])
     found = prepared(forget, retain, options)
-    output.mkdir(parents=True, exist_ok=True)
     summary = list(found.summary)
     for side, rows in found.rows.items():
         if rows:
@@ -95,7 +88,7 @@ def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepar
     rows, kept = _rows("forget", split.forget), _rows("retain", split.retain)
     places = [(row, item.place) for row, item in zip([*rows, *kept], [*split.forget, *split.retain], strict=True)]
     raise_problems([f"{at}: {fault}" for row, at in places for fault in row_problems(vars(row))])
-    return Prepared(rows, kept, _summary(split))
+    return Prepared(rows, kept, summary=_summary(split))
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
@@ -118,8 +111,7 @@ def _split(forget: list[Path], retain: list[Path], options: Options) -> _Split:
     problems = problems or (where.problems() if where else []) or _unused(options, read)
     if not problems and not split.forget:
         problems = [f"{where.shown if where else '--forget'}: no row can be made of the objects to forget"]
-    if problems:
-        raise DataError("\n".join([f"nothing is written, {counted(len(problems), 'problem')}:", *first_few(problems)]))
+    raise_problems(problems, f"nothing is written, {counted(len(problems), 'problem')}:")
     return split
 
 

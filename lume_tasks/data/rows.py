@@ -96,7 +96,7 @@ def text_problems(obj: object, *fields: str) -> list[str]:
     return problems
 
 
-def completed(obj: object) -> object:
+def completed(obj: Any) -> Any:
     """Return a parsed row with a task and an id; both are added if they are missing.
 
     The id consists of a checksum of ``document`` (without it, of the text), ``kind`` ("qa" without it), and a checksum

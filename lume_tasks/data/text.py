@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
 
 _SIGNS = "".join(char if unicodedata.category(char) in ("Mn", "Mc") else " " for char in map(chr, range(0x300, 0xFE00)))
 MARKS = "".join(f"{run[0]}-{run[-1]}" for run in _SIGNS.split()) + "\u0e33\u0eb3"
@@ -35,6 +36,11 @@ def folded(text: str) -> str:
     return re.sub(r"[^\S\n]+", " ", plain)
 
 
+def plain(text: str) -> str:
+    """Return the words of a text, folded, with a space between them."""
+    return " ".join(WORD.findall(folded(text)))
+
+
 def _simple(char: str) -> str:
     kind = unicodedata.category(char)
     # U+0653 to U+0655 stay: they make other letters, with which NFKC joins them.
@@ -52,6 +58,11 @@ def runs(word: Sequence[str]) -> list[tuple[int, int]]:
     """
     size = 4 if any(map(_UNSPACED_LETTER.match, word)) else 2
     return [(start, min(start + size, len(word))) for start in range(max(len(word) - size + 1, 1))]
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens the beginnings of two sequences have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @lru_cache(maxsize=4096)

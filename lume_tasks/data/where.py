@@ -28,7 +28,6 @@ class Where:
     differs: bool = False
     values: Counter[str] = field(default_factory=Counter)
     columns: dict[str, None] = field(default_factory=dict)
-    found: bool = False
     missing: int = 0
 
     @property
@@ -40,7 +39,6 @@ class Where:
         """Return whether an object is to be forgotten, and remember its value."""
         there, value = value_of(obj, self.column)
         text = unicodedata.normalize("NFC", as_text(value).strip())  # some systems store accents as characters
-        self.found |= there
         self.missing += not there
         self.values[text] += 1
         self.columns |= dict.fromkeys(_columns(obj))
@@ -51,7 +49,7 @@ class Where:
         total = self.values.total()
         if not total:
             return []
-        if not self.found:
+        if self.missing == total:
             named = _closest(lower_name(self.column), self.columns)
             return [f"{self.shown}: no object has the column {quoted(self.column)}; use one of those there: {named}"]
         if self.value not in self.values:

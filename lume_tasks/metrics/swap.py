@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from lume_tasks.metrics.intervals import LEVEL, Floats
 
 DRAWS = 9999
 """Random choices of one name for each person, since there are too many combinations to take all."""
-LEVEL = 0.95
 _SEED = 20250211
 
 
@@ -140,9 +138,9 @@ def _joint_p(statistics: Floats) -> Floats:
 
 def _tail(values: Floats) -> Floats:
     """Return for each value the share of values at least as high, itself included, after rounding to 9 decimals."""
-    values = np.round(values, 9)
-    ordered = np.sort(values)
-    return (len(values) - np.searchsorted(ordered, values, side="left")) / len(values)
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(-np.round(values, 9), method="max") / len(values))
 
 
 def _shifts(values: Sequence[Floats], tokens: Sequence[Sequence[int]]) -> tuple[Floats, list[Floats]]:

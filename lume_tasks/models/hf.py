@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, log
 from lume_tasks.metrics.token_scores import TokenScores, token_statistics
-
-_log = logging.getLogger("lume_tasks")
 
 ALIKE = 8
 """Rows are sorted by length in steps of this many tokens, then by tokens; a shared beginning has at least as many."""
@@ -91,12 +89,8 @@ class LumeHF(HFLM):
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
         # A max_new_tokens in the model's generation_config would replace the task's limit.
-        config = self.model.generation_config
-        own, config.max_new_tokens = config.max_new_tokens, None
-        try:
+        with patch.object(self.model.generation_config, "max_new_tokens", None):
             return super()._model_generate(*args, **kwargs)
-        finally:
-            config.max_new_tokens = own
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
@@ -108,7 +102,7 @@ class LumeHF(HFLM):
         cut = sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
         if cut:
             message = "lume-hf: %d of %d contexts are cut on the left to fit the model's %d tokens"
-            _log.warning(message, cut, len(requests), self.max_length)
+            log.warning(message, cut, len(requests), self.max_length)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[InputRow], bool]]:
         """Yield batches of rows, and whether a batch needs a gradient (it then has one row); long rows come first.
@@ -204,12 +198,8 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[t
         return flat(states)[None, wanted.to(states.device)], *args[1:]
 
     layer = getattr(model, "get_output_embeddings", lambda: None)()
-    hook = layer.register_forward_pre_hook(before_output) if layer is not None else None
-    try:
+    with layer.register_forward_pre_hook(before_output) if layer is not None else nullcontext():
         logits: torch.Tensor = model(inputs, **cache).logits
-    finally:
-        if hook is not None:
-            hook.remove()
     return (logits[0], torch.arange(len(wanted))) if picked else (flat(logits), wanted)
 
 

@@ -20,6 +20,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks, reference
+from lume_tasks.tasks.model_checks import load_tokenizer as load_tokenizer
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
@@ -32,9 +33,6 @@ OPTIONS = (
 
 GENERATION: dict[str, Any] = {"until": [], "do_sample": False, "max_gen_toks": 256}
 """The generation options of the protocol, as in the task YAMLs."""
-
-# Model arguments of the harness that decide which tokenizer is loaded.
-_TOKENIZER_ARGS = ("revision", "subfolder", "use_fast_tokenizer", "add_bos_token", "gguf_file", "trust_remote_code")
 
 
 class RowsTask(ConfigurableTask):
@@ -111,7 +109,7 @@ class LumeTask(RowsTask):
             )
         reference.check_options(task, self.dump_config())
         super().build_all_requests(**kwargs)
-        model_checks.check_model(task, self.instances, self.config.metadata, load_tokenizer)
+        model_checks.check_model(task, self.instances, self.config.metadata)
 
 
 def _noting(documents: int, function: Aggregation) -> Aggregation:
@@ -221,35 +219,3 @@ def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(flag, bool):
         raise DataError(f"metadata {name} has to be true or false, not {flag!r}")
     return flag
-
-
-def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
-    """Load the tokenizer of the model under evaluation.
-
-    In ``metadata``, ``tokenizer`` takes precedence over ``pretrained`` and ``model`` (API backends). Each is a name, a
-    folder or an object. ``DataError`` if none is given (an LM object was passed), or the tokenizer cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    source = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
-    if source is None:
-        raise DataError(
-            "LUME needs the model's tokenizer to count tokens, and the model arguments name none. Pass a name, a "
-            'folder or the tokenizer itself: --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\', or in Python '
-            'simple_evaluate(..., metadata={"tokenizer": ...}) or TaskManager(metadata={"tokenizer": ...})'
-        )
-    if not isinstance(source, str) and callable(getattr(source, "encode", None)):
-        return source
-    source = str(getattr(source, "name_or_path", source))  # the name of a model object
-    given = {name: metadata[name] for name in _TOKENIZER_ARGS if metadata.get(name) is not None}
-    if metadata.get("tokenizer"):
-        given.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
-    if "use_fast_tokenizer" in given:
-        given["use_fast"] = given.pop("use_fast_tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(source, **given)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(
-            f"LUME could not load the tokenizer {source!r}: {error}\n"
-            'Name another one with --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\'.'
-        ) from error

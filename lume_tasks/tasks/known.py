@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import chain
 
 from lume_tasks.data.rows import SIDES, Row
-from lume_tasks.data.text import WORD, folded
+from lume_tasks.data.text import plain
 from lume_tasks.metrics.matching import FEW, is_guess, is_known, words_of
 
 
@@ -25,7 +25,7 @@ class Matcher:
         self._answers: dict[str, set[str]] = defaultdict(set)  # answer of a retain row to the documents that have it
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
         for row in self._retain:
-            self._answers[_plain(row.output)].add(row.stem)
+            self._answers[plain(row.output)].add(row.stem)
             for word in _words(row.input) | _words(row.output):
                 documents[word].add(row.stem)
         self.common = {row.id: _common(row, documents) for row in chain(*rows.values(), self._retain)}
@@ -77,7 +77,7 @@ class Matcher:
         return {row for row, words in own.items() if len(words) >= FEW or any(map(str.isdecimal, "".join(words)))}
 
     def _is_guess(self, row: Row) -> bool:
-        elsewhere = self._answers.get(_plain(row.output), set()) - {row.stem}
+        elsewhere = self._answers.get(plain(row.output), set()) - {row.stem}
         return bool(elsewhere) or is_guess(row.output, self.common[row.id]) or _words(row.output) <= _prompt(row)
 
     def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
@@ -88,10 +88,6 @@ class Matcher:
 def _words(text: str) -> frozenset[str]:
     """Return `words_of` a text, cached: training scores the same rows after each epoch."""
     return words_of(text)
-
-
-def _plain(answer: str) -> str:
-    return " ".join(WORD.findall(folded(answer)))
 
 
 def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:

@@ -4,11 +4,8 @@ The context of a request is a row's ``input``, and its continuation is a space a
 chat template, the continuation is the ``output`` alone. EOS is not scored.
 """
 
-import logging
 import math
 from collections.abc import Sequence
-from functools import cache
-from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,13 +13,12 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from lume_tasks.data.rows import SIDES, task_name
-from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.data.text import alike
+from lume_tasks.errors import DataError, log, quote, raise_problems, warn_once
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
 from lume_tasks.tasks.base import LumeTask, Metrics, load_tokenizer, side_rows
-
-_log = logging.getLogger("lume_tasks")
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 LONGEST_TOKEN = 128  # characters
@@ -74,8 +70,7 @@ def split_prompt(tokenizer: Any, text: str, continuation: str) -> tuple[str, int
         if whole[: len(before)] == before and scored > 0:
             if end == len(kept):
                 return "", scored, 0
-            alike = takewhile(lambda pair: pair[0] == pair[1], zip(tokenizer.encode(text), whole, strict=False))
-            moved = max(sum(1 for _ in alike) - len(before), 0)
+            moved = max(alike(tokenizer.encode(text), whole) - len(before), 0)
             if moved < scored:
                 return text[end:], scored, moved
     raise ValueError("the tokens of input and output together do not begin with those of the input")
@@ -105,9 +100,8 @@ def memorization_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
         if end:
             doc["prompt"], doc["continuation"] = prompt.removesuffix(end), end + doc["continuation"]
             doc["template_tokens"] = moved
-    if faults:
-        head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
-        raise DataError("\n".join([head, *first_few(faults, 10)]))
+    head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
+    raise_problems(faults, head, most=10)
     task = task_name(lume_task).replace("lume_", "lume_memorization_")
     reference.add_scores(docs, metadata, task, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}
@@ -126,7 +120,7 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
     if template and isinstance(score, TokenScores):
         loss = -float(score.logprobs[template:].sum(dtype=np.float64)) / (count - template)
     elif template:
-        warn_of_sums()
+        warn_once(log, SUMS)
         loss = None
     values = {"loss": loss, "probability_geometric": None if loss is None else math.exp(-loss)}
     if isinstance(score, TokenScores):
@@ -146,10 +140,7 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
     return result
 
 
-@cache
-def warn_of_sums() -> None:
-    """Warn once that a backend without per-token values cannot score some rows."""
-    _log.warning(
-        "some rows get no score, because the last tokens of their prompts would count as a part of the answers: this "
-        "backend returns only sums over tokens; use --model lume-hf"
-    )
+SUMS = (
+    "some rows get no score, because the last tokens of their prompts would count as a part of the answers: this "
+    "backend returns only sums over tokens; use --model lume-hf"
+)

@@ -5,7 +5,6 @@ attack's score is minus the document's mean token loss. ``mia_gap``, ``s_mia``, 
 reference model's score. ``members_unlearned`` is the share of members among the forget rows of ``lume_split``.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,24 +16,20 @@ from datasets import Dataset
 from lume_tasks.data import locate, published
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row, completion_texts
-from lume_tasks.errors import DataError, first_few
+from lume_tasks.errors import DataError, first_few, log
 from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import LumeTask, Metrics, alternate, load_tokenizer
-from lume_tasks.tasks.reference import OPTION, reference_samples
+from lume_tasks.tasks.memorization import LONGEST_TOKEN
+from lume_tasks.tasks.reference import OPTION, Doc, reference_samples
 
-_log = logging.getLogger("lume_tasks")
-
-TASK = "lume_mia"
 ON_LIKELIHOODS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 """Attacks that need neither gradients nor a reference model."""
 ATTACKS = (*ON_LIKELIHOODS, "gradnorm", "reference")
 FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE uses 0.4
 
 _TOKEN_OPTIONS = (*FRACTIONS, "gradnorm", OPTION)  # metadata or model arguments whose metrics need TokenScores
-_LONGEST_TOKEN = 128  # characters; no first token of a text is longer
 
-Doc = dict[str, Any]
 Item = tuple[bool, float]  # member?, score
 PairItem = tuple[bool, float, float]  # member?, score, the reference model's score
 
@@ -62,7 +57,7 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
         raise ValueError(
             "the tokenizer adds special tokens other than a BOS, and the harness would score them differently"
         )
-    for end in range(1, min(len(document), _LONGEST_TOKEN) + 1):
+    for end in range(1, min(len(document), LONGEST_TOKEN) + 1):
         context = document[:end]
         # The harness moves white space at the end of a context into the continuation.
         if context == context.rstrip() and tokenizer.encode(context) == ids[:1]:
@@ -95,7 +90,7 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
         raise DataError("\n".join([head, *first_few(faults, 10)]))
     if faults:
         head = f"lume_mia: {len(faults)} documents are left out, since this tokenizer cannot score them exactly:"
-        _log.warning("%s", "\n".join([head, *first_few(faults, 3)]))
+        log.warning("%s", "\n".join([head, *first_few(faults, 3)]))
     return requests
 
 
@@ -135,7 +130,7 @@ def forget_rows(directory: Path, split: str) -> list[Row] | None:
     except DataError as error:
         if split not in ("all", *SPLITS):
             raise
-        _log.warning("lume_mia: no members_unlearned, which needs the forget rows: %s", error)
+        log.warning("lume_mia: no members_unlearned, which needs the forget rows: %s", error)
         return None
     return read_rows(path)
 
@@ -147,7 +142,7 @@ def add_unlearned(docs: Sequence[Doc], rows: Sequence[Row], split: str) -> None:
         doc["unlearned"] = text_key(doc)[1].strip() in forget if doc["member"] else None
     found = [doc["unlearned"] for doc in docs if doc["member"]]
     if not all(found):
-        _log.warning(
+        log.warning(
             "lume_mia: only %d of the %d member documents are among the forget rows of split %s. A model that "
             "unlearned these rows need not forget the other documents, so the attack says little about it: unlearn "
             "rows that hold them (in LUME: split train or all).",
@@ -161,11 +156,11 @@ def add_reference(docs: Sequence[Doc], metadata: Mapping[str, Any], min_k: float
     Raises:
         DataError: the results cannot be read, or are of other documents, another version or another ``lume_min_k``.
     """
-    samples, theirs = reference_samples(docs, metadata, TASK, text_key, lambda _: "loss_auc")
+    samples, theirs = reference_samples(docs, metadata, "lume_mia", text_key, lambda _: "loss_auc")
     path, their_min_k = metadata[OPTION], theirs.get("lume_min_k", FRACTIONS["lume_min_k"])
     with_min_k = all("min_k_auc" in sample for sample in samples)
     if not with_min_k:
-        _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
+        log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
     elif their_min_k != min_k:
         fault = f"{path} was run with lume_min_k {their_min_k}, this run has {min_k}"
         raise DataError(f"{OPTION}: {fault}; score both with the same lume_min_k")
@@ -264,7 +259,7 @@ def mia_score(items: Sequence[Item]) -> aggregate.Score:
     """Compute ``1 - 2 |AUC - 0.5|`` of the loss attack; NaN and a warning if there is no AUC."""
     value = aggregate.Score(aggregate.mia_score(auc(items)))
     if math.isnan(value):
-        _log.warning("lume_mia: the attacks have no value: only one class was scored (drop --limit), or a loss is NaN")
+        log.warning("lume_mia: the attacks have no value: only one class was scored (drop --limit), or a loss is NaN")
     return value
 
 
@@ -331,7 +326,7 @@ class MiaTask(LumeTask):
         filtered = super().apply_filters()
         asked = [option for option in _TOKEN_OPTIONS if self.config.metadata.get(option)]
         if asked and not isinstance(self.instances[0].resps[0][0], TokenScores):
-            _log.warning(
+            log.warning(
                 "lume_mia: %s needs per-token values for some metrics, and this backend (or the one that wrote the "
                 "cache) gives none. Use --model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
                 ", ".join(asked),

@@ -4,19 +4,15 @@ The harness gives a task the model's arguments, but neither the model nor the fi
 ``model_under_evaluation`` takes the model from the stack frame of the harness's ``evaluate``, which calls the task.
 """
 
-import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.model import LM, CachingLM, TemplateLM
 
 from lume_tasks.data.published import DIGEST
-from lume_tasks.errors import DataError, first_few
+from lume_tasks.errors import DataError, log, raise_problems, warn_once
 from lume_tasks.tasks.reference import document_name
-
-_log = logging.getLogger("lume_tasks")
 
 # Options of a model's generation_config.json that change greedy text, and their values that do not.
 _NEUTRAL: dict[str, Any] = {
@@ -27,9 +23,18 @@ _NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config")),
 }
 
+# Model arguments of the harness that decide which tokenizer is loaded.
+_TOKENIZER_ARGS = ("revision", "subfolder", "use_fast_tokenizer", "add_bos_token", "gguf_file", "trust_remote_code")
+
 _ARGUMENTS_KEY = "lume_tasks: model arguments"  # in a cache file, whose other keys are hashes
 _OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source", DIGEST}
 """Metadata that does not change a model's answer to a request."""
+
+
+_CHAT_TEMPLATE = (
+    "the model has a chat template, but the prompts of LUME are bare texts: a model that answers only through its "
+    "template seems to know nothing. Rows of your own tasks (lume_rows) are asked through the template."
+)
 
 
 def model_under_evaluation() -> Any:
@@ -54,15 +59,8 @@ def refuse_chat_endpoint(task: str) -> None:
         )
 
 
-def check_model(
-    task: str,
-    requests: Sequence[Any],
-    metadata: Mapping[str, Any],
-    load_tokenizer: Callable[[Mapping[str, Any]], Any],
-) -> None:
+def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any]) -> None:
     """Refuse a model that would silently score something other than LUME; warn of another model's cached answers.
-
-    ``load_tokenizer`` loads the tokenizer that the metadata name.
 
     Raises:
         DataError: a text would be cut or lack its BOS, generation would not stop at EOS, a document would be scored
@@ -77,7 +75,7 @@ def check_model(
         return
     if requests[0].request_type == "generate_until":
         if task != "lume_rows" and getattr(tokenizer, "chat_template", None):
-            _warn_of_template()
+            warn_once(log, _CHAT_TEMPLATE)
         check_end(task, lm)
         check_generation_config(task, lm, [request.args[1] for request in requests])
     elif any(request.args[0] == "" for request in requests) and lm.prefix_token_id != tokenizer.bos_token_id:
@@ -91,6 +89,38 @@ def check_model(
     check_counts(task, lm, requests)
     if hasattr(lm, "max_length"):  # no attribute of the harness's base class
         check_lengths(task, lm, requests)
+
+
+def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
+    """Load the tokenizer of the model under evaluation.
+
+    In ``metadata``, ``tokenizer`` takes precedence over ``pretrained`` and ``model`` (API backends). Each is a name, a
+    folder or an object. ``DataError`` if none is given (an LM object was passed), or the tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    source = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
+    if source is None:
+        raise DataError(
+            "LUME needs the model's tokenizer to count tokens, and the model arguments name none. Pass a name, a "
+            'folder or the tokenizer itself: --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\', or in Python '
+            'simple_evaluate(..., metadata={"tokenizer": ...}) or TaskManager(metadata={"tokenizer": ...})'
+        )
+    if not isinstance(source, str) and callable(getattr(source, "encode", None)):
+        return source
+    source = str(getattr(source, "name_or_path", source))  # the name of a model object
+    given = {name: metadata[name] for name in _TOKENIZER_ARGS if metadata.get(name) is not None}
+    if metadata.get("tokenizer"):
+        given.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
+    if "use_fast_tokenizer" in given:
+        given["use_fast"] = given.pop("use_fast_tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(source, **given)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(
+            f"LUME could not load the tokenizer {source!r}: {error}\n"
+            'Name another one with --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\'.'
+        ) from error
 
 
 def check_counts(task: str, lm: Any, requests: Sequence[Any]) -> None:
@@ -121,15 +151,6 @@ def check_bos(task: str, lm: Any, tokenizer: Any, requests: Sequence[Any]) -> No
             "out, so the model would read other prompts than in training; add add_bos_token=True to --model_args, and "
             "for API models tokenizer_backend=huggingface (add_bos_token=False scores without it)"
         )
-
-
-@cache
-def _warn_of_template() -> None:
-    """Warn once that LUME's prompts do not use the model's chat template."""
-    _log.warning(
-        "the model has a chat template, but the prompts of LUME are bare texts: a model that answers only through its "
-        "template seems to know nothing. Rows of your own tasks (lume_rows) are asked through the template."
-    )
 
 
 def check_end(task: str, lm: Any) -> None:
@@ -172,17 +193,11 @@ def check_generation_config(task: str, lm: Any, options: Sequence[Mapping[str, A
     found = {name: getattr(config, name, None) for name in _NEUTRAL if name not in options[0]}
     changed = [f"{name}={value}" for name, value in found.items() if value not in (None, _NEUTRAL[name])]
     if changed:
-        _warn_of_generation_config(", ".join(changed))
-
-
-@cache
-def _warn_of_generation_config(changed: str) -> None:
-    """Warn once of options of the model's generation config that change its texts."""
-    _log.warning(
-        "the model's generation_config.json has %s, which changes its answers; the benchmark's own script generates "
-        "with it, too. For plain greedy decoding, take it out of that file.",
-        changed,
-    )
+        text = (
+            "the model's generation_config.json has %s, which changes its answers; the benchmark's own script "
+            "generates with it, too. For plain greedy decoding, take it out of that file."
+        )
+        warn_once(log, text, ", ".join(changed))
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
@@ -197,13 +212,12 @@ def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
         tokens = len(lm.tok_encode(text))
         if tokens > room:
             faults.append(f"  {document_name(request.doc)}: {tokens} tokens, {room} fit")
-    if faults:
-        head = (
-            f"{task}: the model reads {lm.max_length} tokens (max_length), and {len(faults)} of {len(requests)} texts, "
-            "with the new tokens, are longer. The harness would cut them, and LUME scores whole texts only. "
-            "Leave these rows out or, if the model can take them, raise max_length in --model_args of lm_eval."
-        )
-        raise DataError("\n".join([head, *first_few(faults, 10)]))
+    head = (
+        f"{task}: the model reads {lm.max_length} tokens (max_length), and {len(faults)} of {len(requests)} texts, "
+        "with the new tokens, are longer. The harness would cut them, and LUME scores whole texts only. "
+        "Leave these rows out or, if the model can take them, raise max_length in --model_args of lm_eval."
+    )
+    raise_problems(faults, head, most=10)
 
 
 def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
@@ -221,7 +235,7 @@ def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
         lm.dbdict[_ARGUMENTS_KEY] = now
     before = lm.dbdict.get(_ARGUMENTS_KEY, "unknown arguments")
     if before != now:
-        _log.warning(
+        log.warning(
             "--use_cache: %s was written with %s, this run has %s. The harness would use the cached answers for this "
             "model too; use a separate file for each model.",
             *(lm.cache_db, before, now),

@@ -4,7 +4,6 @@ The ``qa`` rows of Task 2 ask for one field each. Its ``sc`` rows complete a tex
 may occur. Each answer gets the protocol's exact match and a partial match in [0, 1].
 """
 
-import logging
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, ClassVar
@@ -12,13 +11,11 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from lume_tasks.data.rows import SIDES, stem_of
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, log
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
 from lume_tasks.metrics.text import exact_match
 from lume_tasks.tasks.base import LumeTask, Metrics, side_rows
-
-_log = logging.getLogger("lume_tasks")
 
 PII_METRICS = tuple("_".join(parts) for parts in product(SIDES, FIELDS, ("exact", "partial", "in_text")))
 
@@ -48,7 +45,7 @@ def pii_rows(**metadata: Any) -> dict[str, Dataset]:
     if not persons:
         raise DataError(f"lume_pii: no question of Task2 asks for one of {', '.join(FIELDS)}")
     if len(kept) < len(docs):
-        _log.warning("lume_pii: %d rows ask for no known field and are left out", len(docs) - len(kept))
+        log.warning("lume_pii: %d rows ask for no known field and are left out", len(docs) - len(kept))
     for doc in kept:
         known = persons.get(stem_of(doc["id"]), {}) if doc["kind"] == "sc" else {}
         doc["values"] = {field: known.get(field) for field in FIELDS}

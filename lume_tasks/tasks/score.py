@@ -3,7 +3,6 @@
 It is a ``Group`` of the harness, which calls ``aggregate`` with the metrics of all tasks that it ran.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +11,11 @@ from lm_eval.api.group import Group
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import ROW_TASKS
+from lume_tasks.errors import log
 from lume_tasks.metrics import aggregate, intervals
 from lume_tasks.tasks.base import check_metadata, flag_of
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
-
-_log = logging.getLogger("lume_tasks")
 
 *GENERATION_TASKS, OWN_TASK = ROW_TASKS
 """Rows of ``OWN_TASK`` count for the four means. With them there is no task aggregate, which is for LUME's tasks."""
@@ -45,7 +43,7 @@ class LumeScore(Group):
         if missing:
             reasons = [f"{task} ({reason})" if reason else task for task, reason in missing.items()]
             scores["missing"] = "; ".join(reasons)
-            _log.warning("lume_score: no final score, because these are missing or partial: %s", scores["missing"])
+            log.warning("lume_score: no final score, because these are missing or partial: %s", scores["missing"])
         return {"alias": self.name, "name": self.name} | {f"{name},none": score for name, score in scores.items()}
 
 

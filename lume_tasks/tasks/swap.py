@@ -4,7 +4,6 @@ Each question that names its subject is asked K + 1 times, about the subject and
 continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.swap` computes the test.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
-from lume_tasks.data.invented import control_names, family_names, locales_of, texts_of
+from lume_tasks.data.invented import control_names, family_names, locales_of, name_length, texts_of
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.subjects import find_subjects, holds_name, named_in_part, swapped
-from lume_tasks.errors import DataError, NotFinite, first_few, quote
+from lume_tasks.errors import DataError, NotFinite, first_few, log, quote, warn_once
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
@@ -32,9 +31,8 @@ from lume_tasks.tasks.base import (
     load_tokenizer,
     rows_of,
 )
-from lume_tasks.tasks.memorization import split_prompt, warn_of_sums
-
-_log = logging.getLogger("lume_tasks")
+from lume_tasks.tasks.memorization import SUMS, split_prompt
+from lume_tasks.tasks.reference import Doc
 
 CONTROLS = 40
 FEWEST = 39  # control names; fewer cannot give a 95 % interval
@@ -42,7 +40,6 @@ ALPHA = 0.05
 FAMILIES = 8
 """Family names of other persons needed for invented persons to be of the same kind as those of the data."""
 
-Doc = dict[str, Any]
 Item = tuple[str, int, tuple[float, ...]]  # person, answer tokens, K + 1 log-probabilities in nats
 
 
@@ -139,7 +136,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
             if not reason:
                 try:
                     if subject not in names:
-                        length = partial(_length, tokenizer)
+                        length = partial(name_length, tokenizer)
                         part = subject in partly
                         names[subject] = control_names(subject, controls, known, length, others, seed, part)
                     made = document(tokenizer, row, side, subject, names[subject], chat)
@@ -166,10 +163,6 @@ def check_ids(asked: Any, known: set[str]) -> None:
     unknown = first_few([quote(one) for one in asked if one not in known], 5)
     if unknown:
         raise DataError(f"metadata lume_swap_rows: no row has the id {', '.join(unknown)}; correct the list")
-
-
-def _length(tokenizer: Any, name: str) -> int:
-    return len(tokenizer.encode(f" {name}"))
 
 
 def untestable(row: Row, subject: str) -> str:
@@ -219,7 +212,7 @@ def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, An
     if moved:
         scores = [float(one.logprobs[moved:].sum(dtype=np.float64)) for one in scores if isinstance(one, TokenScores)]
     if not scores:
-        warn_of_sums()
+        warn_once(log, SUMS)
         return dict.fromkeys(SwapTask.metrics)
     values = tuple(map(float, scores))
     if not all(map(math.isfinite, values)):
@@ -236,9 +229,9 @@ def _say(docs: dict[str, list[Doc]], left_out: list[Doc], controls: int) -> None
         f"{len(found)} {side} rows about {len({doc['person'] for doc in found})} persons"
         for side, found in docs.items()
     )
-    _log.info("lume_swap: %s, each asked with %d names", tested, controls + 1)
+    log.info("lume_swap: %s, each asked with %d names", tested, controls + 1)
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in left_out:
         reasons[one["reason"]].append(one["id"])
     for reason, ids in reasons.items():
-        _log.warning("lume_swap: %d rows are not tested (%s): %s", len(ids), reason, ", ".join(first_few(ids, 3)))
+        log.warning("lume_swap: %d rows are not tested (%s): %s", len(ids), reason, ", ".join(first_few(ids, 3)))

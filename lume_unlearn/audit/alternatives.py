@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.data.text import whole
-from lume_tasks.errors import DataError, first_few
+from lume_tasks.errors import DataError, first_few, raise_problems
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.alternatives import bare
@@ -156,10 +156,8 @@ def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | 
         return
     lengths = {row.id: len(prompt) for row, prompt in zip(rows, prompts, strict=True)}
     faults = [f"  {row_id}: {count} tokens" for row_id, count in lengths.items() if count + new_tokens > context]
-    if faults:
-        head = f"{len(faults)} prompts are too long: with {new_tokens} new tokens, each must fit into {context}; "
-        head += "shorten the rows, or lower --max_new_tokens:"
-        raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
+    head = f"{len(faults)} prompts are too long: with {new_tokens} new tokens, each must fit into {context}; "
+    raise_problems(faults, f"{head}shorten the rows, or lower --max_new_tokens:", most=SHOWN)
 
 
 def _cut(text: str, row: Row, chat: bool) -> str:

@@ -57,22 +57,17 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
     def parts(row: Row) -> list[Row]:
         if len(tokenizer.encode(row.output)) <= PART:
             return [row]
-        found, words = [], _WORD.findall(row.output)
+        found, said, words = [row], "", _WORD.findall(row.output)
         while words:
             size = len(words)
             while size > 1 and len(tokenizer.encode("".join(words[:size]))) > PART:
                 size = max(1, size * 3 // 4)
-            found.append("".join(words[:size]))
-            words = words[size:]
-        starts = [f"{row.input} {''.join(found[:number])}" for number in range(1, len(found))]
-        ids = [f"{row.stem}sc{crc32(row.id.encode())}{number:03}" for number in range(1, len(found))]
-        return [
-            replace(row, output=found[0].strip()),
-            *(
-                replace(row, id=one, input=start, output=part.strip(), question="")
-                for one, start, part in zip(ids, starts, found[1:], strict=True)
-            ),
-        ]
+            part, words = "".join(words[:size]), words[size:]
+            found[-1] = replace(found[-1], output=part.strip())
+            said += part
+            next_id = f"{row.stem}sc{crc32(row.id.encode())}{len(found):03}"
+            found.append(replace(row, id=next_id, input=f"{row.input} {said}", question=""))
+        return found[:-1]
 
     return data.changed(lambda rows: [part for row in rows for part in parts(row)])
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +16,19 @@ from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import held_out, limited, rows_digest, training_rows
 from lume_unlearn.audit.stages import UNFINISHED, carry_out
 from lume_unlearn.audit.suite import PROBES, Probed, Suite
-from lume_unlearn.checks import listed, require_loaded, require_tokenizer
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.checks import listed, raise_faults, require_loaded, require_tokenizer
+from lume_unlearn.errors import log
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores, as_data
-
-_log = logging.getLogger("lume_unlearn")
 
 
 def run_probes(
     model: Any,
     tokenizer: Any,
-    data: Data | Mapping[str, Any] | str | Path,
+    data: Data,
     probes: Sequence[str] | None = None,
     *,
-    split: str = "all",
     resume: str | Path | None = None,
     after_each: Callable[[dict[str, Probed]], None] | None = None,
     planned: bool = False,
@@ -59,7 +55,6 @@ def run_probes(
         ConfigError: a probe is unknown, there are too few rows for one of ``probes``, or the model cannot be quantised.
         DataError: faulty rows.
     """
-    data = as_data(data, split)
     chosen = chosen_probes(probes, data, **options)
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
@@ -126,7 +121,6 @@ def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str
     """Write ``audit.json``: the model's name, the split, and the means of each probe; ConfigError if that fails."""
     content = {"model": name, "split": split, "audits": {title: scores.means for title, scores in found.items()}}
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         write_text(output / "audit.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -169,10 +163,9 @@ def chosen_probes(
     names = dict.fromkeys(PROBES if probes is None else listed(probes))
     faults = {name: lacking.get(name, "") if name in PROBES else unknown for name in names}
     described = [f"{name}: {fault}" for name, fault in faults.items() if fault]
-    if probes and described:
-        raise ConfigError("\n".join(f"probes {fault}" for fault in described))
+    raise_faults([f"probes {fault}" for fault in described] if probes else [])
     for fault in described:
-        _log.warning("probe left out: %s", fault)
+        log.warning("probe left out: %s", fault)
     return [name for name, fault in faults.items() if not fault]
 
 

@@ -152,10 +152,7 @@ def only_questions(data: Data) -> Data:
 def rewriting(data: Data) -> Asked:
     """Ask the model to rephrase each question that goes through a chat template."""
     questions = data.changed(lambda rows: [row for row in rows if row.kind == "qa" and row.task not in TASKS])
-    return Asked(
-        "asked for other words",
-        questions.changed(lambda rows: [replace(row, input=REWRITE.format(row.input)) for row in rows]),
-    )
+    return _asked("asked for other words", questions, REWRITE.format)
 
 
 def in_own_words(data: Data, answers: Mapping[str, str]) -> Asked:

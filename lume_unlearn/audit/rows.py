@@ -10,7 +10,7 @@ from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
-from lume_tasks.data.text import WORD, folded, whole
+from lume_tasks.data.text import plain, whole
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_unlearn.audit.stages import NEW_TOKENS
@@ -112,15 +112,15 @@ def about_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
     about Ana Lima Reis, whom `find_subjects` finds, is not about Ana Lima.
     """
     questions = {_question(row) for row in earlier}
-    persons = {_plain(name) for name in find_subjects(earlier).values()}
+    persons = {plain(name) for name in find_subjects(earlier).values()}
     names = [whole(person) for person in persons if " " in person]
-    subjects = {row_id: _plain(name) for row_id, name in find_subjects(retain).items()}
+    subjects = {row_id: plain(name) for row_id, name in find_subjects(retain).items()}
 
     def about(row: Row) -> bool:
-        text, own = _plain(row.question or row.input), subjects.get(row.id, "")
+        text, own = plain(row.question or row.input), subjects.get(row.id, "")
         if any(own.startswith(f"{person} ") for person in persons):
             text = whole(own).sub(" ", text)
-        return _question(row) in questions or _plain(row.subject) in persons or any(name.search(text) for name in names)
+        return _question(row) in questions or plain(row.subject) in persons or any(name.search(text) for name in names)
 
     return [row for row in retain if about(row)]
 
@@ -133,11 +133,7 @@ def repeating_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row
 
 
 def _question(row: Row) -> tuple[str, ...]:
-    return (*(_plain(content) for _, content in row.turns), _plain(row.input))
-
-
-def _plain(text: str) -> str:
-    return " ".join(WORD.findall(folded(text)))
+    return (*(plain(content) for _, content in row.turns), plain(row.input))
 
 
 def rows_digest(rows: Sequence[Row]) -> str:

@@ -86,14 +86,14 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
     """Estimate the seconds that a step takes."""
 
     def prompts(rows: Sequence[Row]) -> int:
-        texts = sum(_tokens(tokenizer, plain_prompt(row.input, row.turns)) for row in rows)
+        texts = sum(len(tokenizer.encode(plain_prompt(row.input, row.turns))) for row in rows)
         asked = sum(through_template(tokenizer, row.task, row.kind) for row in rows)
         return texts + (asked * _frame(tokenizer) if asked else 0)
 
     def tokens(rows: Sequence[Row]) -> int:
-        return prompts(rows) + sum(_tokens(tokenizer, row.output) for row in rows)
+        return prompts(rows) + sum(len(tokenizer.encode(row.output)) for row in rows)
 
-    new = sum(min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS) for row in work.answered)
+    new = sum(min(most_tokens(len(tokenizer.encode(row.output))), NEW_TOKENS) for row in work.answered)
     trained = TRAINED * work.epochs * tokens(work.trained)
     read = work.times * prompts(work.answered) + work.readings * tokens(work.read) + trained
     return OVERHEAD + read * speed.read + work.times * new * speed.write
@@ -102,13 +102,9 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
 def _frame(tokenizer: Any) -> int:
     """Count the tokens that a chat template adds to a question; 0 if the template fails, since scoring reports that."""
     try:
-        return _tokens(tokenizer, chat_prompt(tokenizer, ""))
+        return len(tokenizer.encode(chat_prompt(tokenizer, "")))
     except DataError:
         return 0
-
-
-def _tokens(tokenizer: Any, text: str) -> int:
-    return len(tokenizer.encode(text))
 
 
 def plan(stages: Sequence[Stage], seconds: Sequence[float]) -> str:
@@ -175,7 +171,6 @@ class Kept:
         if key not in self._found:
             line = json.dumps({"key": key, "result": stage.run()})
             with writing(self._path.parent):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._path.touch(mode=0o600)
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(f"\n{line}")  # line feed first: the last line may have been cut off

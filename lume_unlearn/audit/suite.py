@@ -242,7 +242,7 @@ class Suite:
             means = {name: fmean(values.values()) for name, values in by_row.items() if values}
             expected = Scores({}, means, {}, by_row)
             last = self.judged(expected, answers, self.judge) if k == self.samples else Probed(**vars(expected))
-            best[f"best of {k} samples (leak@{k})"] = asdict(replace(last, means=means))
+            best[f"best of {k} samples (leak@{k})"] = asdict(replace(last, means=means, queries=self.samples))
         return best
 
     def _trained(self, probe: str, title: str, data: Data) -> Stage:
@@ -265,8 +265,7 @@ class Suite:
         return self._stage(probe, title, lambda: {title: asdict(scored())}, self._work())
 
     def _stage(self, probe: str, title: str, run: Callable[[], Results], work: Work) -> Stage:
-        queries = self.samples if probe == "samples" else 1
-        labels = {"probe": probe, "changes": PROBES[probe][1], "queries": queries}
+        labels = {"probe": probe, "changes": PROBES[probe][1]}
         return Stage(probe, title, lambda: {name: one | labels for name, one in run().items()}, work)
 
     def _work(self, data: Data | None = None, times: int = 1, trained: Sequence[Row] = (), epochs: float = 0) -> Work:

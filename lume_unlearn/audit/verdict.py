@@ -19,7 +19,7 @@ from lume_unlearn.audit.steps import Found, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.data.rows import RowsLike, as_rows
-from lume_unlearn.scoring.score import Scores, as_data, check_tasks
+from lume_unlearn.scoring.score import Scores, as_data, task_manager
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +219,7 @@ def verdict(
     data = in_parts(whole, tokenizer)
     wanted = wanted_probes(data, probes, require, tasks, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
-    check_tasks(tokenizer, data, tasks, chat)
+    task_manager(tokenizer, data, tasks, chat).load(list(tasks))  # faults are found before the first score
     loaders = loaders_of({"before": before, "control": control, "now": model}, tokenizer, {"now": "model"})
     matcher = Matcher(data.rows, everything.retain)
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}

@@ -63,7 +63,6 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, 
     """
     output, content = Path(output), contents(verdict, show_pii) | {"request": request}
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         write_text(output / VERDICT, json.dumps(content, indent=1) + "\n")
         for name in ("verdict.html", "summary.html"):
             write_text(output / name, template(f"{name}.j2", autoescape=True).render(content=content, ways=WAYS))

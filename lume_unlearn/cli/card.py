@@ -8,17 +8,11 @@ from lume_unlearn.cli.parsing import UNSET
 
 def add_options(parser: Any) -> None:
     """Add the options of `card`."""
-    parser.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
+    parser.add_argument("--model_dir", required=True, help="Folder that `run` wrote.")
     parser.add_argument(
-        "--results",
-        type=str,
-        nargs="+",
-        required=True,
-        help="Scores of this model: results_*.json of lm_eval, or their folder.",
+        "--results", nargs="+", required=True, help="Scores of this model: results_*.json of lm_eval, or their folder."
     )
-    parser.add_argument(
-        "--push_to_hub", type=str, default=UNSET, help="Upload model, tokenizer and card to this hub repository."
-    )
+    parser.add_argument("--push_to_hub", default=UNSET, help="Upload model, tokenizer and card to this hub repository.")
 
 
 def execute(options: dict[str, Any]) -> None:

@@ -29,14 +29,13 @@ EXIT_STATUS = "Exit status: 0; 2 if a trial or run has no result, or options or 
 def add_options(parser: Any) -> None:
     """Add the options of `compare`: the parameters of the function, and those of training."""
     from lume_unlearn.compare.run import compare
-    from lume_unlearn.training.arguments import UnlearningArguments
 
     text = "Methods (`lume-unlearn methods` lists them) and recipes (names or files) to compare, separated by commas."
     parser.add_argument("--methods", type=str, default="ga,gd,kl,npo", help=text)
     add_texts(parser, TEXTS, required=("model", "output"))
     parser.add_function_arguments(compare, as_group=False, skip={"methods", "tokenizer", "options", *TEXTS})
     group = parser.add_argument_group("For all methods (options in a recipe take precedence)")
-    add_fields(group, UnlearningArguments, TRAINING)
+    add_fields(group, TRAINING)
 
 
 def execute(options: dict[str, Any]) -> int:

@@ -3,11 +3,11 @@
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from difflib import get_close_matches
 from enum import Enum
 from inspect import isclass
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import Any, Literal, Union, get_args, get_type_hints
 
 import jsonargparse
@@ -127,18 +127,16 @@ def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = (
 
 
 def add_fields(
-    parser: Any,
-    cls: type,
-    names: Iterable[str],
-    shown: Iterable[str] | None = None,
-    texts: Mapping[str, str] = MappingProxyType({}),
+    parser: Any, names: Iterable[str], shown: Iterable[str] | None = None, texts: Mapping[str, str] | None = None
 ) -> None:
     """Add options for fields of a dataclass, passed on only if given; ``--help`` lists ``shown`` (None: all).
 
     ``texts`` replaces the help of some fields, with their default.
     """
-    texts = {**TRAINER, **texts}
-    hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
+    from lume_unlearn.training.arguments import UnlearningArguments
+
+    texts = {**TRAINER, **(texts or {})}
+    hints, known = get_type_hints(UnlearningArguments), UnlearningArguments.__dataclass_fields__
     for name in names:
         default = known[name].default
         text = known[name].metadata.get("help", "")

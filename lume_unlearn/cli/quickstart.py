@@ -6,7 +6,7 @@ from typing import Any
 
 def add_options(parser: Any) -> None:
     """Add the options of `quickstart`."""
-    parser.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all results.")
+    parser.add_argument("--output", default="lume-quickstart", help="Folder for all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
 
 

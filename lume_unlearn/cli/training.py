@@ -60,11 +60,11 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None, **changed
 
     theirs = [name for name in TrainingArguments.__dataclass_fields__ if name not in ELSEWHERE]
     ours = [name for name in UnlearningArguments.__dataclass_fields__ if name not in (*theirs, *ELSEWHERE)]
-    add_fields(parser.add_argument_group("Unlearning"), UnlearningArguments, ours if own is None else own)
+    add_fields(parser.add_argument_group("Unlearning"), ours if own is None else own)
     group = parser.add_argument_group("Trainer")
     text = "Print the other options of Trainer, and exit."
     group.add_argument("--help_trainer", action=OtherHelp, nargs=0, default=UNSET, help=text)
-    add_fields(group, UnlearningArguments, dict.fromkeys((*COMMON, *theirs)), shown=COMMON, texts=changed)
+    add_fields(group, dict.fromkeys((*COMMON, *theirs)), shown=COMMON, texts=changed)
 
 
 def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

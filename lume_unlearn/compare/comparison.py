@@ -104,9 +104,8 @@ class Comparison:
 
     def _require_room(self, context: int | None) -> None:
         """Refuse rows that do not fit the model, which may be in the final runs alone, before the first trial."""
-        data, ways = self.parts.whole, set()
-        for args in self.args.values():
-            ways.add((args.loss_on, args.chat, args.max_length, args.retain_term == "none"))
+        data, every = self.parts.whole, self.args.values()
+        ways = {(args.loss_on, args.chat, args.max_length, args.retain_term == "none") for args in every}
         for loss_on, chat, max_length, alone in sorted(ways, key=str):
             encode = Encoder(self.judge.tokenizer, loss_on, chat, max_length, context)
             encode(data.forget if alone else [*data.forget, *data.retain])

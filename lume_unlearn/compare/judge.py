@@ -12,11 +12,11 @@ from lume_tasks.metrics.text import repetition
 from lume_tasks.tasks.known import Matcher
 from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
+from lume_unlearn.audit.measure import LEVELS
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
 from lume_unlearn.scoring.score import (
     ATTACKS,
-    MEMORIZATION,
     SWAP,
     Scores,
     memorization_tasks,
@@ -26,7 +26,6 @@ from lume_unlearn.scoring.score import (
 )
 from lume_unlearn.scoring.swap import names_somebody
 
-NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 BUDGET = 0.02
 """Most that the token probability of the retain rows may fall below the target's."""
 WITHIN_BUDGET = 0.5
@@ -122,7 +121,7 @@ def numbers(scores: Scores) -> dict[str, float]:
     They are the means over rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform,
     and ``swap_rows``, how many these are; `SWAP`; the AUCs of the attack; and the accuracy of MMLU if it was scored.
     """
-    found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
+    found = {name: fmean(scores.rows[name].values()) for name in LEVELS if scores.rows.get(name)}
     if ranks := scores.rows.get("forget_rank"):
         found["swap_distance"] = swap.distance(list(ranks.values()))
         found["swap_rows"] = float(len(ranks))

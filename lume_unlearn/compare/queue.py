@@ -29,8 +29,6 @@ FIRST_TRIALS = 3
 """Trials before the sampler (TPE) uses the results."""
 WORST = 1.0
 """Value of a setting that diverged: objectives lie between 0 and 1."""
-DONE = "COMPLETE"
-"""Optuna's state of a trial that has a result."""
 
 Task = dict[str, Any]
 """A trial: its number or name as ``slot``, ``fixed`` parameters, and everything else that the trial needs.
@@ -135,14 +133,14 @@ class Queue:
         found: dict[str, Any] = {}
         for trial in self._trials():
             slot = trial.user_attrs["slot"]
-            if slot not in found or found[slot].state.name != DONE:
+            if slot not in found or found[slot].state != self.states.COMPLETE:
                 found[slot] = trial
         return found
 
     def results(self) -> dict[str, Any]:
         """Return slot to the trial that has a result (complete, or diverged), in the order of the tasks."""
         found = self._decisive()
-        return {slot: found[slot] for slot in self.tasks if slot in found and found[slot].state.name == DONE}
+        return {slot: found[slot] for slot in self.tasks if slot in found and found[slot].state == self.states.COMPLETE}
 
     def errors(self) -> dict[str, str]:
         """Return slot to the error of each task that has no result after `TRIES` attempts."""

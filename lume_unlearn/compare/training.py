@@ -1,7 +1,6 @@
 """Train with one setting, in memory: what tuning and the final runs share."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -18,6 +17,7 @@ from lume_tasks.data.source import Data
 from lume_unlearn.compare.contestants import READ, Contestant
 from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import Setting
+from lume_unlearn.errors import log
 from lume_unlearn.files import replacing
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
@@ -26,7 +26,6 @@ from lume_unlearn.training.arguments import UnlearningArguments, filled_in, lear
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
-_log = logging.getLogger("lume_unlearn")
 Load: TypeAlias = Callable[[torch.dtype], Any]
 """Returns a model that the caller may change, with weights of this dtype."""
 
@@ -109,7 +108,7 @@ def keep(path: Path, model: Any, result: Result) -> None:
         with replacing(path) as partial:
             save_file(copied_weights(model), partial, {"result": json.dumps(result)})
     except (OSError, SafetensorError) as error:
-        _log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
+        log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
 
 
 def kept_run(path: Path, load: Load, contestant: Contestant, setting: Setting) -> tuple[Any, Result]:

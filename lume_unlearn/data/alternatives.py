@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lume_tasks.data.files import place, scan
 from lume_tasks.data.rows import Row, text_problems
-from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.errors import first_few, quote, raise_problems
 
 FIELDS = ("id", "alternative")
 
@@ -33,8 +33,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
     if missing and objects:
         named = ", ".join(first_few(missing, 3))
         faults.append((0, f"has no usable alternative for {len(missing)} of {len(rows)} forget rows: {named}"))
-    if faults:
-        raise DataError("\n".join(first_few(place(str(path), faults), 10)))
+    raise_problems(place(str(path), faults), most=10)
     return found
 
 

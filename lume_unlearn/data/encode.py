@@ -9,7 +9,8 @@ import numpy as np
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import Row
-from lume_tasks.errors import DataError, first_few
+from lume_tasks.data.text import alike
+from lume_tasks.errors import DataError, raise_problems
 from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.methods.common import IGNORED
 
@@ -100,12 +101,7 @@ class Encoder:
         ids = list(tokenizer.encode(f"{text} {row.output}" if row.output else text))
         if not ids or ids[-1] != eos:
             ids.append(eos)
-        prompt = 0
-        if self.loss_on == "answer":
-            for prompt_id, token_id in zip(tokenizer.encode(text), ids, strict=False):
-                if prompt_id != token_id:
-                    break
-                prompt += 1
+        prompt = alike(tokenizer.encode(text), ids) if self.loss_on == "answer" else 0
         return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
 
     def __call__(self, rows: Sequence[Row]) -> list[Tokens]:
@@ -127,8 +123,7 @@ class Encoder:
                     f"  {row.id}: the first {self.max_length} tokens hold no token of the answer: raise --max_length"
                 )
             encoded.append(tokens)
-        if faults:
-            raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows do not fit:", *first_few(faults, 10)]))
+        raise_problems(faults, f"{len(faults)} of {len(rows)} rows do not fit:", most=10)
         return encoded
 
     def some(self, rows: Sequence[Row], count: int, seed: int) -> list[Tokens]:

@@ -81,8 +81,7 @@ class Examples(Dataset[dict[str, Any]]):
     def sides(self) -> dict[Side, Sequence[Tokens]]:
         """The rows that the model in training reads, by side."""
         forget = self.forget if self.reads_forget else ()
-        others: dict[Side, Sequence[Tokens]] = {"control": self.control, "alternative": self.alternative}
-        return {"forget": forget, **others, "retain": self.retain}
+        return {"forget": forget, "control": self.control, "alternative": self.alternative, "retain": self.retain}
 
     def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
         """Return the rows of some pairs, by side."""

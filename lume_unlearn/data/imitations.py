@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from lume_tasks.data.invented import name_length
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import renamed
 from lume_tasks.data.text import folded
@@ -155,7 +156,7 @@ def invented(
             (see `templated`), which the model still knows from other rows.
         predictions: whether training can imitate predictions; else there are continuations alone.
     """
-    controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
+    controls = control_rows(forget, retain, count, others, partial(name_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     texts = {row.id: row for row in forget if row.kind == "sc" and row.id in nobody}
@@ -211,11 +212,8 @@ def _named(text: str, subject: str, name: str) -> str:
     return renamed(text, subject, name) if subject and name else text
 
 
-class Answer(NamedTuple):
-    """A sampled answer, and the prompt tokens for which the model gave it."""
-
-    text: str
-    asked: tuple[int, ...]
+Answer = tuple[str, tuple[int, ...]]
+"""A sampled answer, and the prompt tokens for which the model gave it."""
 
 
 class Asked(NamedTuple):
@@ -276,7 +274,7 @@ def _answers(
             for one, text in zip(batch, map(str.strip, texts), strict=True):
                 away = long_numbers([text]) & numbers or gives_away(text, one.row, words[one.row.id])
                 if text and (not away or (attempt == ATTEMPTS - 1 and not words[one.row.id])):
-                    found[one.row.id, one.number] = Answer(text, one.prompt)
+                    found[one.row.id, one.number] = text, one.prompt
         pending = [one for one in pending if (one.row.id, one.number) not in found]
     return found
 
@@ -285,7 +283,3 @@ def long_numbers(texts: Iterable[str]) -> set[str]:
     """Return numbers with more than `SHARED_DIGITS` digits, such as phone numbers, as digits alone."""
     found = (re.sub(r"\D", "", number) for text in texts for number in re.findall(r"\d[\d ()-]*", text))
     return {number for number in found if len(number) > SHARED_DIGITS}
-
-
-def _length(tokenizer: Any, name: str) -> int:
-    return len(tokenizer.encode(f" {name}"))

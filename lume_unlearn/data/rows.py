@@ -1,6 +1,5 @@
 """Convert rows in memory, passed as forget and retain rows, to lists of `Row`."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,8 +10,8 @@ from lume_tasks.data.fields import CHATS, Options, names_of
 from lume_tasks.data.reading import converted
 from lume_tasks.data.rows import OWN, SWAP, Row, completed, row_of, row_problems, text_key
 from lume_tasks.errors import DataError, quote, raise_problems
+from lume_unlearn.errors import log
 
-_log = logging.getLogger("lume_unlearn")
 RowsLike: TypeAlias = Any
 """A list of `Row` or of dictionaries, a datasets.Dataset, or a pandas.DataFrame."""
 
@@ -49,7 +48,7 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
     problems: list[str] = []
     for number, row in enumerate(rows, 1):
         made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
-        if _is_chat(row):  # many chats begin or end alike
+        if isinstance(row, Mapping) and names_of(row, Options()) in CHATS:  # many chats begin or end alike
             made = [one for one in made if text_key(one) not in chats]
             chats |= set(map(text_key, made))
         found += made
@@ -71,7 +70,7 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
     sides = {"forget": as_rows(forget, "forget"), "retain": as_rows([] if retain is None else retain, "retain")}
     shared = shared_questions(*map(_asked_alone, sides.values()))
     if any(shared):
-        _log.warning("%d and %d chat questions left out of forget and retain: both sides have them", *map(len, shared))
+        log.warning("%d and %d chat questions left out of forget and retain: both sides have them", *map(len, shared))
     for (name, rows), out in zip(sides.items(), shared, strict=True):
         sides[name] = [row for row in rows if text_key(row) not in out]
     problems = [] if sides["forget"] else ["forget: there are no rows"]
@@ -82,10 +81,6 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
                 problems.append(f"{name}, row {number}: id {quote(row.id)} is also that of row {first[row.id]}")
     raise_problems(problems + check_sides("forget and retain", *sides.values()))
     return sides["forget"], sides["retain"]
-
-
-def _is_chat(given: Any) -> bool:
-    return isinstance(given, Mapping) and names_of(given, Options()) in CHATS
 
 
 def _asked_alone(rows: Sequence[Row]) -> dict[Key, bool]:

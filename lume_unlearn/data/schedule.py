@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from lume_unlearn.methods.base import Pair, in_batches
-
-Item = TypeVar("Item")
+from lume_unlearn.methods.base import Item, Pair, in_batches
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,17 @@
 """Read the rows and texts that the options of a command name."""
 
-import logging
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import SUFFIXES, find_file, read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data, load_data
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, warn_once
 from lume_unlearn.checks import names
 from lume_unlearn.data.documents import new_texts, read_texts
-from lume_unlearn.errors import ConfigError
-
-_log = logging.getLogger("lume_unlearn")
+from lume_unlearn.errors import ConfigError, log
 
 OWN_DATA = "for your own rows, give --data DIR (`lume-tasks prepare` makes one)"
 """How to use other rows than the published LUME."""
@@ -71,19 +67,13 @@ def named_directory(data: str | None, option: str = "--data") -> Path:
         raise ConfigError(f"{option} {data}: is not a directory")
     if data is not None or os.environ.get(locate.DATA_VARIABLE):
         return locate.data_dir(data)
-    _say_default()
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first
+        warn_once(log, f"no --data: using the published LUME rows; {OWN_DATA}")
     try:
         return locate.data_dir()
     except DataError as error:
         message = f"{option}: none given; {OWN_DATA}. The default, the published LUME rows, cannot be read:"
         raise DataError(f"{message}\n{error}") from error
-
-
-@cache
-def _say_default() -> None:
-    """Warn once that no data directory was named, so the published rows are used."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first
-        _log.warning("no --data: using the published LUME rows; %s", OWN_DATA)
 
 
 def named_file(named: str, side: str) -> Path:

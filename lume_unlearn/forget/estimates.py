@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -84,9 +85,7 @@ def estimates(
     speed = measured_speed(model, tokenizer, [*data.forget, *data.retain])
     controls, rows = options["controls"], [*data.forget, *data.retain]
 
-    def seconds(work: Work) -> float:
-        return seconds_of(work, tokenizer, speed)
-
+    seconds = partial(seconds_of, tokenizer=tokenizer, speed=speed)
     asked = [*data.forget[:MOST] * 2, *data.retain[:MOST]]
     judging = seconds(Work(asked, read=data.forget[:MOST], readings=CONTROLS + 1))
     passes = first.steps * rows_per_step(method) / len(data.forget)

@@ -49,7 +49,7 @@ def entry_of(found: Verdict, earlier: Sequence[dict[str, Any]], request: str = "
     return {
         "number": len(earlier) + 1,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
-        "request_sha256": _sha256(request) if request else "",
+        "request_sha256": hashlib.sha256(request.encode()).hexdigest() if request else "",
         "model_before": found.models["before"]["sha256"],
         "model_now": found.models["now"]["sha256"],
         "rows": found.data_sha256,
@@ -94,8 +94,4 @@ def ledger_faults(entries: Sequence[dict[str, Any]], verdict: Mapping[str, Any])
 
 
 def _hash(entry: dict[str, Any]) -> str:
-    return _sha256(json.dumps(entry, sort_keys=True))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

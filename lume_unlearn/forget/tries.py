@@ -206,7 +206,6 @@ class Watch(TrainerCallback, ExportableState):
             found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
                 save_file(copied_weights(model), self.folder / WEIGHTS)
         self.judged[step] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")

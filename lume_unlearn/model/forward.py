@@ -1,10 +1,10 @@
 """Forward passes over micro-batches: values of the labelled tokens, from packed or padded rows."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.distributed.fsdp import FSDPModule
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack, pack_rows
 from lume_unlearn.data.schedule import cut
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, log
 from lume_unlearn.methods.common import token_nll
-from lume_unlearn.model.output_layer import TokenValue, in_chunks, replaced_by
+from lume_unlearn.model.output_layer import TokenValue, in_chunks
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack, pack_arguments, packs
-
-_log = logging.getLogger("lume_unlearn")
 
 _TRIAL_ROWS = [Tokens(ids, ids) for ids in ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7, 9, 3, 2, 3))]
 
@@ -127,7 +125,7 @@ class Passes:
             result[:] = [function(labelled)]
             return result[0][None]
 
-        with replaced_by(self.head, in_place_of_output), self._up_to_layer(layer_output):
+        with patch.object(self.head, "forward", in_place_of_output), self._up_to_layer(layer_output):
             model_output: Tensor = _call(model, self.config, batch).logits[0]
         # FSDP needs the model's own output: its hooks there gather weights for the backward pass. A model may scale its
         # output: `_chunks_agree` has ruled that out for values of logits, and values of hidden states are not scaled.
@@ -145,13 +143,12 @@ class Passes:
         def store(module: nn.Module, inputs: Any, output: Any) -> None:
             layer_output[:] = [output[0] if isinstance(output, tuple) else output]
 
-        handle = self.layers[self.layer].register_forward_hook(store)
         config.num_hidden_layers = self.layer + 1
         try:
-            yield
+            with self.layers[self.layer].register_forward_hook(store):
+                yield
         finally:
             config.num_hidden_layers = depth
-            handle.remove()
 
     @torch.no_grad()
     def _chunks_agree(self, model: Any) -> bool:
@@ -233,7 +230,7 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
     model.set_attn_implementation(own)
     if attention != "auto":
         raise ConfigError(f"--attention {attention}: {fault}")
-    _log.warning("rows are padded, which is slower: packed attention %s", fault)
+    log.warning("rows are padded, which is slower: packed attention %s", fault)
     return False
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,10 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
     """
     require_peft(model)
     if require_tuning(tuning) != "lora":
-        freeze(model, tuning)
+        found = chosen_weights(model, tuning)
+        model.requires_grad_(False)  # frozen weights get no gradient and no optimiser state
+        for weight in found:  # PEFT freezes those below an adapter, also once it is merged
+            weight.requires_grad_(weight.is_floating_point())
         return model
     lora = lora or lora_config()
     modules = [f".{name}" for name, _ in model.named_modules()]
@@ -194,14 +197,6 @@ def _tied_modules(model: Any) -> list[str]:
     if ends[1] is None or ends[0].weight is not ends[1].weight:
         return []
     return [f".{name}" for name, module in model.named_modules() if module in ends]
-
-
-def freeze(model: Any, tuning: str) -> None:
-    """Freeze all weights but the `chosen_weights`. Frozen weights get no gradient and no optimiser state."""
-    found = chosen_weights(model, tuning)
-    model.requires_grad_(False)
-    for weight in found:  # PEFT freezes those below an adapter, also once it is merged
-        weight.requires_grad_(weight.is_floating_point())
 
 
 def chosen_weights(model: Any, tuning: str) -> list[nn.Parameter]:
@@ -282,11 +277,9 @@ def undo_autocast(model: Any) -> Callable[[], None]:
 @contextmanager
 def without_autocast(model: Any) -> Iterator[None]:
     """Remove autocast within the block (see `undo_autocast`), so that weights have the scores of after training."""
-    redo = undo_autocast(model)
-    try:
+    with ExitStack() as stack:
+        stack.callback(undo_autocast(model))
         yield
-    finally:
-        redo()
 
 
 def require_torchao(option: str) -> None:

@@ -5,12 +5,11 @@ that compares two distributions holds several of them. Here the logits exist for
 computed again in the backward pass.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 2**28
@@ -20,19 +19,6 @@ TokenValue = Callable[[Tensor, Tensor, Any], Tensor]
 """Function of (n, V) logits, (n,) targets and a reference to (n,) values. Each value depends on its own token alone.
 
 The reference is (n, V) reference logits, a pair of these and an (n,) selection, or None."""
-
-
-@contextmanager
-def replaced_by(layer: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the layer's forward by ``function`` within the block; its hooks still run."""
-    own = layer.__dict__.get("forward")  # set by wrappers that move weights to a device when they are needed
-    layer.forward = function
-    try:
-        yield
-    finally:
-        del layer.forward
-        if own is not None:
-            layer.forward = own
 
 
 def in_chunks(

@@ -208,16 +208,6 @@ def memorization_tasks(data: Data) -> list[str]:
     return [task.replace("lume_", "lume_memorization_") for task in tasks_for(data) if task in ROW_TASKS]
 
 
-def check_tasks(tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True) -> None:
-    """Load tasks without scoring, so that faults are found before a training; see `score`.
-
-    Raises:
-        ConfigError: there is no such task.
-        DataError: the data has nothing for a task, or its documents do not fit the tokenizer.
-    """
-    task_manager(tokenizer, data, tasks, chat).load(list(tasks))
-
-
 def task_manager(
     tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True, metadata: Mapping[str, Any] | None = None
 ) -> Any:

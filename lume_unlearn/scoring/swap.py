@@ -27,17 +27,10 @@ class Swapped:
     matched: bool = True
     """Whether the invented persons of all forget rows are of the same kind (see `swap_rows`)."""
 
-    def first(self, row_id: str) -> bool | None:
-        """Return whether the answer of a row is likelier for its person than for all others; None: not tested."""
-        for ranks in self.ranks.values():
-            if row_id in ranks:
-                return ranks[row_id] * (self.controls + 1) < 1.5
-        return None
-
     def tied(self, row_id: str) -> bool:
-        """Return whether a row is `first` and the forget rows together are tied; one row can be first by chance."""
-        together = self.together.get("forget")
-        return together is not None and together.leak <= ALPHA and bool(self.first(row_id))
+        """Return whether a forget row's person is first, and the forget rows are tied; one can be first by chance."""
+        together, rank = self.together.get("forget"), self.ranks.get("forget", {}).get(row_id, 1.0)
+        return together is not None and together.leak <= ALPHA and rank * (self.controls + 1) < 1.5
 
     def summary(self) -> dict[str, Any]:
         """Return numbers without names: for each side the joint test, counts of rows and persons, fifths of ranks."""
@@ -99,6 +92,5 @@ def swap_test(
     together = {side: result for side, (_, result) in found_of.items() if result}
     persons = {side: found_of[side][0] for side in together}
     ranks = {side: found.rows.get(f"{side}_rank", {}) for side in together}
-    docs = [sample["doc"] for sample in samples if sample["doc"]["side"] == "forget"]
-    matched = all(doc["matched"] for doc in docs)
+    matched = all(sample["doc"]["matched"] for sample in samples if sample["doc"]["side"] == "forget")
     return Swapped(controls, persons, together, ranks, matched)

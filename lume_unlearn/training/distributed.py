@@ -1,10 +1,9 @@
 """Distributed launches (`accelerate launch`, torchrun): detect them, and set up bfloat16 for sharded models."""
 
-from functools import wraps
 from typing import Any
 
 import torch
-from accelerate.utils import convert_to_fp32, get_int_from_env, parse_flag_from_env
+from accelerate.utils import convert_outputs_to_fp32, get_int_from_env, parse_flag_from_env
 
 
 def by_deepspeed() -> bool:
@@ -33,12 +32,4 @@ def in_bfloat16(model: Any, device_type: str) -> None:
     FSDP and DeepSpeed would cast all weights, gradients and outputs instead: an NLL of 6 would be rounded to steps of
     0.03, gradients would be summed in bfloat16, and DeepSpeed would save rounded weights.
     """
-    own = model.forward
-
-    @wraps(own)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device_type, torch.bfloat16):
-            output = own(*args, **kwargs)
-        return convert_to_fp32(output)
-
-    model.forward = forward
+    model.forward = convert_outputs_to_fp32(torch.autocast(device_type, torch.bfloat16)(model.forward))

@@ -1,6 +1,5 @@
 """Train from names of models and files, and save to a folder: called by `lume-unlearn run` and `finetune`."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.sources import Source, earlier_rows, finetune_rows
 from lume_unlearn.data.substitutes import read_substitutes
-from lume_unlearn.errors import ConfigError, require_unused
+from lume_unlearn.errors import ConfigError, log, require_unused
 from lume_unlearn.files import only_run
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
@@ -28,8 +27,6 @@ from lume_unlearn.training.distributed import is_first_process, sharded
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.finetune import FinetuneTrainer
 from lume_unlearn.training.trainer import UnlearningTrainer
-
-_log = logging.getLogger("lume_unlearn")
 
 
 def run(
@@ -167,7 +164,7 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
             raise ConfigError(f"--resume: the run in {output} is finished; name another folder for a new run")
         found = whole_checkpoints(output) if resume else []
         if resume and not found:
-            _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
+            log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
         if first and found:
             prune(output, args.save_total_limit)  # the run may have died before this
         yield found[0] if found else None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
 from transformers import Trainer
@@ -16,7 +17,6 @@ class SavingTrainer(Trainer):
     """Writes into ``.partial`` first, and moves complete files to their place."""
 
     record: Record
-    _partial: Path | None = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model or adapter (in float32 if float32 was trained), tokenizer and ``unlearning.json``.
@@ -49,11 +49,8 @@ class SavingTrainer(Trainer):
             if self.is_world_process_zero():
                 fresh_partial(output)
             self.accelerator.wait_for_everyone()
-            self._partial = output / PARTIAL
-            try:
+            with patch.object(self, "_get_output_dir", lambda trial: str(output / PARTIAL)):
                 super()._save_checkpoint(model, trial)
-            finally:
-                self._partial = None
             written = output / PARTIAL / f"{PREFIX}{self.state.global_step}"
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "write_into"):  # the record, the monitor and `robust`
@@ -71,6 +68,3 @@ class SavingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with float32_weights(model or self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._partial or super()._get_output_dir(trial))

@@ -1,7 +1,6 @@
 """Before training: make the model ready for packed rows, and run the reference model or the teacher."""
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +15,7 @@ from lume_unlearn.data.contexts import Context, aligned
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.examples import Examples
 from lume_unlearn.data.substitutes import Variant
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, log
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.retain import reads_reference_logits
@@ -31,8 +30,6 @@ from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, sharded
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
-
-_log = logging.getLogger("lume_unlearn")
 
 
 def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Passes:
@@ -191,7 +188,7 @@ def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Seque
     unchanged = [row.id for row, own in pairs if not any(variant.words for variant in own)]
     if unchanged:
         text = "%d of %d forget rows have nothing to substitute, so the teacher knows these rows; the first is %s"
-        _log.warning(text, len(unchanged), len(pairs), unchanged[0])
+        log.warning(text, len(unchanged), len(pairs), unchanged[0])
 
 
 def print_levels(forget: Sequence[Row], examples: Examples) -> None:

@@ -1,6 +1,5 @@
 """Refuse options that a method, another option or a distributed launch does not support, before any computation."""
 
-import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -9,15 +8,13 @@ from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig
 
 from lume_unlearn.checks import raise_faults
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, log
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.retain import reads_reference_logits
 from lume_unlearn.model.load import require_peft
 from lume_unlearn.model.masters import require_grad_dtype
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
-
-_log = logging.getLogger("lume_unlearn")
 
 
 def require_supported(
@@ -67,7 +64,7 @@ def warn_of_used_adapter(model: Any, method: Method, parts: Iterable[str]) -> No
     if is_adapted(model) and reads_reference(method, parts):
         trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
         if any(".lora_B." in name and bool(weight.any()) for name, weight in trained):
-            _log.warning(
+            log.warning(
                 "the adapter is not new: the reference model of %s is the model without it. If the adapter holds what "
                 "the model knows, merge it first (lume_unlearn.merge) and add a new one",
                 method.name,

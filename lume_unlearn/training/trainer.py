@@ -1,6 +1,5 @@
 """transformers' Trainer with an unlearning loss; the training loop, checkpoints and logging stay Trainer's."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +22,7 @@ from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import Persons, invented
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
 from lume_unlearn.data.substitutes import variants
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, log
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import retain_parts
@@ -55,8 +54,6 @@ from lume_unlearn.training.setup import (
 )
 from lume_unlearn.training.steps import StepTrainer
 from lume_unlearn.training.supported import has_teacher, require_supported, warn_of_used_adapter
-
-_log = logging.getLogger("lume_unlearn")
 
 
 class UnlearningTrainer(StepTrainer):
@@ -185,7 +182,7 @@ class UnlearningTrainer(StepTrainer):
         if processes() > 1:  # sampled on other GPUs, answers might differ
             found = broadcast_object_list([found])[0]
         if unseen and not found.texts:
-            _log.warning(
+            log.warning(
                 "--unseen: not used; it is only for forget rows that are texts, name nobody and follow no template"
             )
         return found
@@ -263,7 +260,7 @@ class UnlearningTrainer(StepTrainer):
         """Warn if the training did little or lost too much, and say which option to try."""
         warning = advice(self.monitor.measured, self.method.negated, self.args.collapse_bound)
         if warning and self.is_world_process_zero():
-            _log.warning("%s", warning)
+            log.warning("%s", warning)
 
     def summary(self) -> str:
         """Return the optimiser steps and the change of NLL of forget and retain rows in one line."""
@@ -305,7 +302,7 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.imitation_loss:
             return {}
         if not self.passes.chunks:
-            _log.warning(
+            log.warning(
                 "answers about invented persons are imitated as plain text, without the reference model's "
                 "probabilities, since this model changes the logits after its output layer"
             )

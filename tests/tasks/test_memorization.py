@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, warn_once
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
@@ -29,7 +29,6 @@ from lume_tasks.tasks.memorization import (
     extraction_strength,
     memorization_result,
     split_prompt,
-    warn_of_sums,
 )
 from tests.conftest import make_model
 from tests.tasks.conftest import numbers, token_values
@@ -194,7 +193,7 @@ def test_prompts_that_end_in_a_merged_line_feed_are_scored_after_it(backend: Any
 
 
 def test_prompts_that_end_in_white_space_have_no_loss_without_token_values(caplog: Any) -> None:
-    warn_of_sums.cache_clear()
+    warn_once.cache_clear()
     doc = DOCUMENT | {"template_tokens": 2, "reference": 1.0}
     for _ in range(2):
         result = memorization_result(doc, [(-3.0, False)])

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lume_tasks.data import published
 from lume_tasks.errors import DataError
 from lume_tasks.tasks import mia
-from lume_tasks.tasks.base import load_tokenizer
+from lume_tasks.tasks.model_checks import load_tokenizer
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -10,7 +10,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
-from lume_unlearn.model.load import freeze, trainable
+from lume_unlearn.model.load import trainable
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in
 from lume_unlearn.training.run import load_trained
@@ -67,7 +67,7 @@ def test_what_training_cannot_use_is_refused(options, devices, message):
 @pytest.mark.parametrize(("family", "before"), [("llama", "model.layers."), ("gpt2", "transformer.h.")])
 def test_last_k_trains_all_weights_of_the_last_layers(family, before):
     model = make_model(family=family, num_hidden_layers=12)
-    freeze(model, "last:3")
+    trainable(model, "last:3")
     names = [name for name, _ in model.named_parameters() if name.startswith(before)]
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}

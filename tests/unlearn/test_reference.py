@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.model import reference
 from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
-from lume_unlearn.model.load import freeze
+from lume_unlearn.model.load import trainable
 from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
 from tests.unlearn.rows import half_labelled, nll
@@ -26,7 +26,7 @@ def make(tuning: str, **options: Any) -> Any:
     model = make_model(**options)
     use_packing(model)
     if tuning != "lora":
-        freeze(model, tuning)
+        trainable(model, tuning)
         return model
     targets = ["q_proj", "down_proj", "lm_head"]
     config = LoraConfig(r=3, target_modules=targets, lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM")

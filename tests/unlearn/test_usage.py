@@ -71,7 +71,7 @@ SAID = "no --data: using the published LUME rows; for your own rows, give --data
 
 
 def test_default_data_is_named_once_with_how_to_give_ones_own(data_dir, monkeypatch, caplog):
-    sources._say_default.cache_clear()
+    sources.warn_once.cache_clear()
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: data_dir)
     with caplog.at_level(logging.WARNING, "lume_unlearn"):
         sources.named_directory(str(data_dir))
@@ -90,7 +90,7 @@ def test_a_failed_download_first_says_how_to_give_own_data(name, model_dir, tmp_
         assert SAID in caplog.messages  # before the download
         raise DataError("no network\nBy hand: ...")
 
-    sources._say_default.cache_clear()
+    sources.warn_once.cache_clear()
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", fetch)
     method = ("--method", "gd") if name == "run" else ()
     code, out, err = command(name, "--model", model_dir, "--output", tmp_path / "out", *method)

@@ -1,6 +1,5 @@
 """The monitor: measure the NLL of a few forget and retain rows while training, and act when the model collapses."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.errors import Diverged
+from lume_unlearn.errors import Diverged, log
 from lume_unlearn.model.forward import row_values
 from lume_unlearn.model.masters import float32_weights
 from lume_unlearn.model.weights import copied_weights, set_weights
@@ -24,7 +23,6 @@ from lume_unlearn.training.callbacks.progress import saved_attributes
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
-_log = logging.getLogger("lume_unlearn")
 
 MIN_FORGET_NLL_RISE = math.log(2)
 """Nats a token. After a smaller rise, the tokens of a memorised answer (NLL near 0) keep a probability above one half
@@ -84,7 +82,7 @@ class Monitor(TrainerCallback, ExportableState):
                 "--model hardly knows the forget rows: their reference NLL is %.3f nats a token (near 0 for memorised "
                 "rows), so unlearning and scoring mean nothing; name a model that was trained on these rows"
             )
-            _log.warning(text, nll)
+            log.warning(text, nll)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure when it is time, then keep the weights or act on a collapse.
@@ -135,8 +133,8 @@ class Monitor(TrainerCallback, ExportableState):
             if not self._good():
                 self._complain("a lower --scale")
 
-    def measure(self, model: nn.Module, step: int) -> Entry:
-        """Measure the NLL of the monitored rows, store the measurement and return it; measure each step only once."""
+    def measure(self, model: nn.Module, step: int) -> None:
+        """Measure the NLL of the monitored rows, and store the measurement; measure each step only once."""
         if not self.measured or self.measured[-1]["step"] != step:
             trainer, entry = self.trainer, Entry(step=step)
             for side, rows in self.rows.items():
@@ -144,7 +142,6 @@ class Monitor(TrainerCallback, ExportableState):
                     nlls = row_values(model, trainer.logit_passes, rows, trainer.max_tokens)
                     entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
             self.measured.append(entry)
-        return self.measured[-1]
 
     def _good(self, at_end: bool = True) -> bool:
         return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound, at_end)
@@ -159,14 +156,14 @@ class Monitor(TrainerCallback, ExportableState):
         text = f"{self._collapse()}; start again in another output folder with {advice}"
         if self.policy == "stop":
             raise Diverged(f"--on_collapse stop: {text}")
-        _log.warning("%s", text)
+        log.warning("%s", text)
 
     def _roll_back(self, model: nn.Module, control: TrainerControl) -> None:
         with float32_weights(model):
             set_weights(model, self.good_weights)
         message = self._collapse()
         del self.measured[-1]
-        _log.warning("%s; rolling back to the weights of step %d and ending here", message, self.measured[-1]["step"])
+        log.warning("%s; rolling back to the weights of step %d and ending here", message, self.measured[-1]["step"])
         self.rolled_back = True
         control.should_save = False  # see `on_epoch_end`
         control.should_training_stop = True

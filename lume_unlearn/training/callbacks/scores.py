@@ -1,7 +1,6 @@
 """Score the model during training, with the same `score` as afterwards, and keep the best weights."""
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,16 +11,15 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from lume_unlearn.checks import names
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, log
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.masters import float32_weights
-from lume_unlearn.scoring.score import MEAN, Scores, as_data, check_tasks, score, tasks_for
+from lume_unlearn.scoring.score import MEAN, Scores, as_data, score, task_manager, tasks_for
 from lume_unlearn.training.arguments import UnlearningArguments
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
-_log = logging.getLogger("lume_unlearn")
 
 SCORES, BEST, RESULTS = "scores", "best", "results_lume.json"
 DEFAULT_METRIC = "lume_score.task_aggregate"
@@ -67,7 +65,7 @@ class BestScores(TrainerCallback):
                 f"--metric_for_best_model {self.metric}: must be TASK.METRIC with a task that is scored; these are "
                 f"{', '.join(self.tasks)} (--evaluate_tasks)"
             )
-        check_tasks(trainer.encode.tokenizer, self.data, self.tasks, args.chat)
+        task_manager(trainer.encode.tokenizer, self.data, self.tasks, args.chat).load(self.tasks)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore the best scores of a resumed run, and score the epoch that it ended without scoring."""
@@ -83,14 +81,13 @@ class BestScores(TrainerCallback):
 
         A failure is logged as a warning, so that training continues.
         """
-        processes = PartialState()
         found: dict[str, float] = {}
-        if processes.is_main_process:
+        if PartialState().is_main_process:
             try:
                 scores = self._score(getattr(model, "module", model))
             except Exception as error:  # of the harness, a task or the GPU: training can continue
                 advice = "training continues and the model will be saved: score it afterwards"
-                _log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
+                log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
             else:
                 found = self._kept(scores, model, step)
         args = self.trainer.args  # a callback of any process may end the training by the scores
@@ -114,14 +111,14 @@ class BestScores(TrainerCallback):
             with writing(Path(str(self.trainer.args.output_dir))):
                 self._keep(scores, found, model)
         except ConfigError as error:
-            _log.warning("step %d: its scores could not be saved; training continues: %s", step, error)
+            log.warning("step %d: its scores could not be saved; training continues: %s", step, error)
         return shown
 
     def _keep(self, scores: Scores, found: dict[str, Any], model: Any) -> None:
         """Save the weights if they are the best, then the scores, whose file marks the step as scored."""
         by_mean = self.metric == DEFAULT_METRIC and MEAN in found["scores"]
         if found["value"] is None and not by_mean:
-            _log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.metric)
+            log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.metric)
         elif self.best is None or self._rank(scores, found) >= self._rank(scores, self.best):
             self._keep_weights(model, found)
             self.best = found

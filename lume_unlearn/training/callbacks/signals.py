@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C: finish the optimiser step, save a checkpoint, and say how to continue."""
 
-import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-from lume_unlearn.errors import Interrupted
-
-_log = logging.getLogger("lume_unlearn")
+from lume_unlearn.errors import Interrupted, log
 
 
 class Stop(TrainerCallback):
@@ -73,4 +70,4 @@ class Stop(TrainerCallback):
     def say_if_late(self) -> None:
         """Warn that a signal came too late to stop anything."""
         if self.signal and not self.stopped:
-            _log.warning("%s came after the last step: the run is finished", signal.Signals(self.signal).name)
+            log.warning("%s came after the last step: the run is finished", signal.Signals(self.signal).name)
