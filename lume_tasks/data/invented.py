@@ -41,6 +41,13 @@ LOCALES = {
     "GEORGIAN": ("ka_GE",),
 }
 _GENDERS = ("male", "female")
+# fmt: off
+TITLES = frozenset((
+    "mr", "mrs", "ms", "miss", "dr", "prof", "herr", "frau", "monsieur", "madame", "mme", "mlle", "señor", "señora",
+    "sr", "sra", "signor", "signora",
+))
+# fmt: on
+"""Titles before a name, in lower case and without a point."""
 _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
@@ -55,7 +62,8 @@ def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, lis
         with suppress(ValueError):  # a script without names
             script = _script(subject)
             if " " in subject and not company(subject)[1]:
-                found[subject] = script, subject.split()[0 if script in _FAMILY_FIRST else -1]
+                family = without_particles(_titled(subject))[0 if script in _FAMILY_FIRST else -1]
+                found[subject] = script, family
     families: dict[str, set[str]] = defaultdict(set)
     for script, family in found.values():
         families[script].add(family)
@@ -78,7 +86,7 @@ def locales_of(subject: str) -> tuple[str, ...]:
     """Return the locales of Faker that list both the given and the family name."""
     from faker.config import AVAILABLE_LOCALES
 
-    words = without_particles(subject)
+    words = without_particles(_titled(_title(subject)[1]))
     if len(words) < 2:
         return ()
     return tuple(
@@ -95,7 +103,7 @@ def _names_like(subject: str) -> tuple[list[str], list[str]]:
 
     They are those of the genders whose list has the subject's given name; if none has it, those of both.
     """
-    first, given, family = without_particles(subject)[0], set[str](), set[str]()
+    first, given, family = without_particles(_titled(subject))[0], set[str](), set[str]()
     for locale in locales_of(subject):
         *of_one, of_both, last = listed_names(locale)
         genders = [gender for gender, names in zip(_GENDERS, of_one, strict=True) if first in names]
@@ -140,10 +148,11 @@ def control_names(
     seed: int = 0,
     distinct: bool = False,
 ) -> list[str]:
-    """Sample names similar to the subject's: with as many words, and a similar number of tokens.
+    """Sample names similar to the subject's: with as many words, in its case, and a similar number of tokens.
 
     An e-mail address becomes one of an invented person at the same domain. A company becomes one of the same legal form
-    that is named after an invented person.
+    that is named after an invented person. A title, such
+    as "Dr." (see `TITLES`), is kept.
 
     With ``families``, given names come from Faker's lists for the script, and family names are those of other persons
     of the data, which alone name nobody. Without, both come from Faker's lists for the subject's language, or for the
@@ -161,8 +170,10 @@ def control_names(
     Raises:
         ValueError: there are no names of that script, or too few.
     """
-    words = len(without_particles(subject))
-    own = set(name_words(subject))
+    title, rest = _title(subject)
+    words = len(without_particles(rest))
+    own = set(name_words(rest))
+    in_case = str.upper if subject.isupper() else str.lower if subject.islower() else str
     pool: dict[str, None] = {}
     missed = 0
     key = f"{seed} {subject}"
@@ -170,13 +181,17 @@ def control_names(
         names = _addresses(subject, key)
     elif company(subject)[1]:
         names = _companies(*company(subject), key)
-    elif families or not locales_of(subject):
-        names = _of_script(_script(subject), words, families, key)
+    elif title and words == 1:
+        names = (name.split(" ", 1)[1] for name in _of_script(_script(rest), 2, (), key))
+    elif families or not locales_of(rest):
+        names = _of_script(_script(rest), words, families, key)
     else:
-        names = _of_lists(*_names_like(subject), words, key)
+        names = _of_lists(*_names_like(rest), words, key)
     while len(pool) < number * _POOL and missed < _MOST:
-        name = next(names)
-        fits = folded(name) not in known and not own & set(name_words(name)) and len(name.split()) == words
+        made = in_case(next(names))
+        name = f"{title} {made}" if title else made
+        fits = len(without_particles(made)) == len(made.split()) == words
+        fits = fits and folded(name) not in known and not own & set(name_words(made))
         missed = missed + 1 if name in pool or not fits else 0
         if fits:
             pool[name] = None
@@ -185,6 +200,17 @@ def control_names(
     wanted = length(subject)
     ranked = sorted(pool, key=lambda name: abs(length(name) - wanted))
     return ([*dict.fromkeys([*_distinct(ranked, families), *ranked])] if distinct else ranked)[:number]
+
+
+def _titled(name: str) -> str:
+    """Return a name in capitals, or in small letters, with capital initials, as in lists of names."""
+    return name.title() if name.isupper() or name.islower() else name
+
+
+def _title(name: str) -> tuple[str, str]:
+    """Return the title of a name, such as "Mr." (see `TITLES`), and the rest; the title may be empty."""
+    first, _, rest = name.partition(" ")
+    return (first, rest) if rest and first.rstrip(".").casefold() in TITLES else ("", name)
 
 
 def _distinct(names: Sequence[str], families: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from lume_tasks.data.chats import chat_questions
 from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, lower_name, names_of, quoted
 from lume_tasks.data.files import Fault, place
 from lume_tasks.data.items import Fields, Item
-from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
+from lume_tasks.data.rows import KINDS, TURNS, Row, Turns, turn_problems, turns_of
 from lume_tasks.data.sources import Source, read_source, source_files
 from lume_tasks.data.texts import completions
 from lume_tasks.data.where import Where, value_of
@@ -128,8 +128,17 @@ def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> 
     """Return document, subject and task of an item, and the names of the fields that gave them."""
     fields = {"document": lower_name(options.document_field or "document"), "subject": "subject", "task": "task"}
     values = {of: as_text(value_of(obj, name)[1]).strip() for of, name in fields.items() if name not in names}
+    document = _of_id(obj, names)[0]
+    if document and not values.get("document"):
+        values["document"], fields["document"] = document, "id"
     known = {"document": values.get("document", ""), "subject": values.get("subject", "")}
     return known | {"task": values.get("task") or options.label}, [fields[of] for of, value in values.items() if value]
+
+
+def _of_id(obj: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]:
+    """Return document and kind from the id of a row in the form of a data directory; empty for all other objects."""
+    row = Row(as_text(obj.get("id")).strip(), "", "", "")
+    return (row.stem, row.kind) if row.stem and row.kind and names == ("input", "output") else ("", "")
 
 
 def converted(obj: Mapping[str, Any], names: tuple[str, ...]) -> Converted:
@@ -154,14 +163,15 @@ def converted(obj: Mapping[str, Any], names: tuple[str, ...]) -> Converted:
 
 
 def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> Converted:
-    """Make an item from a question and its answer, with the optional fields input (Alpaca), kind and turns."""
+    """Make an item from a question and its answer, with the optional fields input (Alpaca), kind or id, and turns."""
     used = list(names)
     if names == ALPACA and as_text(obj.get("input")).strip():
         texts[0] += f"\n\n{as_text(obj['input']).strip()}"
     if names == ALPACA:
         used.append("input")
     kind = as_text(obj.get("kind")).strip().lower()
-    used += ["kind"] if kind in ("sc", "qa") else []
+    used += ["kind"] if kind in KINDS else []
+    kind = kind or _of_id(obj, names)[1]
     turns: Turns = ()
     if obj.get(TURNS) is not None and not turn_problems(obj[TURNS]):
         turns = turns_of(obj[TURNS])

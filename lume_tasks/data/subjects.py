@@ -12,7 +12,7 @@ from lume_tasks.errors import quote
 
 _LETTERS = rf"(?:[^\W\d_{ATTACHED}][{MARKS}]*)+"
 _WORD = rf"[{ATTACHED}]+|{_LETTERS}(?:['\u2019-](?!s\b){_LETTERS})*"
-_WORDS = re.compile(rf"(?:{_WORD})\.?")
+_WORDS = re.compile(rf"(?:[^\W\d_]\.){{2,}}|(?:{_WORD})\.?")
 # fmt: off
 PARTICLES = (
     "al", "bin", "da", "de", "del", "den", "der", "di", "do", "dos", "du", "el", "la", "las", "le", "los", "ten", "ter",
@@ -84,13 +84,13 @@ def holds(text: str, subject: str) -> bool:
     nor if the name has a comma. A name of one word is found within longer words as well, if it is not in Latin letters.
     """
     if " " not in subject:
-        return _within(subject, text) or whole(subject, genitive=True).search(text) is not None
+        return _within(subject, text) or whole(subject, genitive=True, spelt=True).search(text) is not None
     own, _ = company(subject)
     parts = [] if "," in own else [word for word in without_particles(own) if len(word) > 2 and word[-1] != "."]
     first = rf"(?!\A{WORD.pattern} )"
     patterns = [
-        whole(subject, genitive=True, any_case=True),
-        *(whole(part, first=first, genitive=True) for part in parts),
+        whole(subject, genitive=True, any_case=True, spelt=True),
+        *(whole(part, first=first, genitive=True, spelt=True) for part in parts),
     ]
     return any(pattern.search(text) for pattern in patterns)
 
@@ -169,7 +169,7 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
     parts = re.split(f"({EMAIL})", text)
     if " " in subject or _OTHER_SCRIPT.search(subject):
         parts[::2] = (part.replace(subject, name) for part in parts[::2])
-    pattern = whole(subject, genitive=True, any_case=" " in subject)
+    pattern = whole(subject, genitive=True, any_case=" " in subject, spelt=True)
     parts[::2] = (pattern.sub(partial(_in_case, subject, name), part) for part in parts[::2])
     parts[::2] = (_of_words(part, words) for part in parts[::2])
     if everywhere:
@@ -180,7 +180,7 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
 def _of_words(text: str, words: list[tuple[str, str]]) -> str:
     for word, other in words:
         if len(word) > 2 and word not in dict(words).values():
-            text = whole(word, genitive=True).sub(other, text)
+            text = whole(word, genitive=True, spelt=True).sub(other, text)
     return text
 
 

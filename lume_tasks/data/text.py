@@ -20,6 +20,9 @@ UNSPACED = f"{_UNSPACED_LETTERS}\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U0002000
 ATTACHED = f"{UNSPACED}\uac00-\ud7af"
 """The same and Korean, whose words carry particles; for the brackets of a pattern."""
 EMAIL = rf"(?=[\w.+-]+@)(?:[^\W{ATTACHED}]|[.+-])+@(?:[^\W{ATTACHED}]|-)+(?:\.(?:[^\W{ATTACHED}]|-)+)+"
+_APOSTROPHES, _HYPHENS = "'\u2019\u02bc", "-\u2010\u2011"
+_UMLAUTS = {"ä": "ae", "ö": "oe", "ü": "ue"}
+_PARTS = re.compile(r"(?P<point>\. ?)(?=\w)|[aou]e|.", re.IGNORECASE | re.DOTALL)
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", **dict.fromkeys(f"*\\{_INVISIBLE}")})
 
 
@@ -65,14 +68,36 @@ def alike(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def _spelt(match: re.Match[str]) -> str:
+    """Return a pattern for a letter, sign or pair of a name in the spellings of other systems, such as "ae" for "ä"."""
+    found = match.group()
+    if match["point"]:
+        return r"\. ?"
+    for signs in (_APOSTROPHES, _HYPHENS):
+        if found in signs:
+            return f"[{signs}]"
+    forms = {found, unicodedata.normalize("NFD", found)}
+    for umlaut, two in _UMLAUTS.items():
+        if found.lower() in (umlaut, two):
+            other = umlaut if found.lower() == two else two
+            other = other.upper() if found.isupper() else other.title() if found[0].isupper() else other
+            forms |= {other, unicodedata.normalize("NFD", other)}
+    return f"(?:{'|'.join(map(re.escape, sorted(forms)))})"
+
+
 @lru_cache(maxsize=4096)
-def whole(*words: str, first: str = "", genitive: bool = False, any_case: bool = False) -> re.Pattern[str]:
+def whole(
+    *words: str, first: str = "", genitive: bool = False, any_case: bool = False, spelt: bool = False
+) -> re.Pattern[str]:
     """Return a pattern that finds any of the words where it is no part of a longer word; the first takes precedence.
 
     Letters of the scripts in `ATTACHED` may be directly beside a word, but no vowel sign may follow it. ``first``:
-    a pattern in front of the word. ``genitive``: an s may follow it.
+    a pattern in front of the word. ``genitive``: an s may follow it. ``spelt``: with any apostrophe and hyphen, with
+    initials with or without a space, with accents as characters of their own (NFD), and with ä, ö, ü as ae, oe, ue or
+    the reverse.
     """
     case = "i" * any_case
+    patterns = [_PARTS.sub(_spelt, unicodedata.normalize("NFC", word)) if spelt else re.escape(word) for word in words]
     before = rf"{first}(?<![^\W{ATTACHED}]|(?![{ATTACHED}])[{MARKS}])"
     after = rf"(?=(?{case}:{'s?' * genitive})(?![^\W{ATTACHED}]|[{MARKS}]))"
-    return re.compile(rf"{before}(?{case}:{'|'.join(map(re.escape, words))}){after}")
+    return re.compile(rf"{before}(?{case}:{'|'.join(patterns)}){after}")

@@ -62,7 +62,10 @@ WRITTEN = 3
 _UMLAUTS = re.compile(r"(?<=[aou])e")
 # fmt: off
 _ANSWERS = frozenset((
-    "yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否",
+    "yes", "no", "true", "false", "ja", "nein", "wahr", "falsch", "oui", "non", "vrai", "faux", "si", "sim", "nao",
+    "verdadero", "falso", "vero", "nee", "nej", "nei", "tak", "nie", "ano", "ne", "kylla", "ei", "igen", "nem", "evet",
+    "hayir", "da", "nu", "taip", "jah", "co", "khong", "ya", "tidak", "да", "нет", "так", "ні", "не", "ναι", "οχι",  # noqa: RUF001
+    "네", "예", "아니요", "아니오", "はい", "いいえ", "是", "否", "不是", "有", "没有", "对", "不对",
     "हाँ", "हां", "नहीं", "হ্যাঁ", "না", "ஆம்", "இல்லை", "نعم", "لا", "כן", "לא", "ใช่", "ไม่", "ไม่ใช่",
 ))
 # fmt: on

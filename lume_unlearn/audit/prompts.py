@@ -65,14 +65,18 @@ class Asked:
 
 
 def other_words(data: Data) -> list[Asked]:
-    """Rephrase questions in three ways; put rows in upper case, after a sentence, after three answered retain rows."""
+    """Rephrase questions in three ways; put rows in upper case, after a sentence, after answered retain rows.
+
+    The rows in front are not asked themselves: their answers are in the prompt.
+    """
     questions = only_questions(data)
     asked = [_asked(f"rephrased {number}", questions, text.format) for number, text in enumerate(REPHRASINGS, 1)]
     asked += [_asked("upper case", data, str.upper), _asked("prefix", data, lambda text: PREFIX + text)]
-    shots = questions.retain[:3]
+    shots = questions.retain[: min(3, len(questions.retain) // 2)]
     front = "".join(f"{row.input} {row.output}\n\n" for row in shots)
     if shots:
-        asked.append(_asked(f"{len(shots)} answered retain rows in front", data, lambda text: front + text))
+        others = replace(data, retain=[row for row in data.retain if row not in shots])
+        asked.append(_asked(f"{len(shots)} answered retain rows in front", others, lambda text: front + text))
     return asked
 
 

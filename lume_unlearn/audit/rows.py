@@ -1,6 +1,7 @@
 """Choose the rows that the probes train on, and the rows that they score afterwards."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
-from lume_tasks.data.text import plain, whole
+from lume_tasks.data.text import ATTACHED, plain, whole
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_unlearn.audit.stages import NEW_TOKENS
@@ -108,18 +109,20 @@ def about_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
     """Return the retain rows with a question of an earlier request, or about one of its persons.
 
     Case, accents, white space and punctuation are ignored. A row is about a person if its subject is the person's name,
-    or if its question holds this name, of two words or more. The longer name of somebody else does not count: a row
-    about Ana Lima Reis, whom `find_subjects` finds, is not about Ana Lima.
+    or if its question, or a turn before it, holds this name, of two words or more, or in a script without spaces. The
+    longer name of somebody else does not count: a row about Ana Lima Reis, whom `find_subjects` finds, is not about
+    Ana Lima.
     """
     questions = {_question(row) for row in earlier}
     persons = {plain(name) for name in find_subjects(earlier).values()}
-    names = [whole(person) for person in persons if " " in person]
+    names = [whole(person, genitive=True) for person in persons if re.search(rf"[ {ATTACHED}]", person)]
     subjects = {row_id: plain(name) for row_id, name in find_subjects(retain).items()}
 
     def about(row: Row) -> bool:
-        text, own = plain(row.question or row.input), subjects.get(row.id, "")
-        if any(own.startswith(f"{person} ") for person in persons):
-            text = whole(own).sub(" ", text)
+        own = subjects.get(row.id, "")
+        text = " ".join([*(plain(content) for _, content in row.turns), plain(row.question or row.input)])
+        if any(own.startswith(person) for person in persons - {own}):
+            text = whole(own, genitive=True).sub(" ", text)
         return _question(row) in questions or plain(row.subject) in persons or any(name.search(text) for name in names)
 
     return [row for row in retain if about(row)]

@@ -139,7 +139,7 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
     from lume_unlearn.audit.rows import about_earlier
 
     files = Options(**take(options, FILES))
-    paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
+    paths = {side: _paths(options.pop(side, None) or "") for side in SIDES}
     by_person = _by_person(files)
     found = prepared(paths["forget"], paths["retain"], by_person)
     if by_person is not files and _is_mark(found):
@@ -155,6 +155,12 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
     if not retain:
         raise ConfigError("--retain: there are no rows to keep; give rows about others, or split one file with --where")
     return {"forget": found.forget, "retain": retain}
+
+
+def _paths(given: str) -> list[Path]:
+    """Return the files and folders that an option names, separated by commas; a name may have a comma itself."""
+    one = Path(given).expanduser()
+    return [one] if given and one.exists() else [Path(name).expanduser() for name in names(given)]
 
 
 def _by_person(files: Any) -> Any:

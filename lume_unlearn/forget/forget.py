@@ -27,7 +27,7 @@ from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.data.documents import unseen_rows
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import only_run, save_whole, write_text, writing
+from lume_unlearn.files import LOCK, only_run, save_whole, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, default_steps, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of, without_long
@@ -234,7 +234,8 @@ class Request:
         about |= {"tuning": self.tuning, "seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
         path = folder / INPUTS
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+        worked = path.exists() and {one.name for one in folder.iterdir()} - {INPUTS, LOCK}  # else no work is lost
+        if worked and json.loads(path.read_text(encoding="utf-8")) != about:
             raise ConfigError(
                 f"--output {folder}: holds a request with other rows, options or model; name another folder"
             )
@@ -264,11 +265,8 @@ class Request:
                 f"a token of the right answers is {judge.tied.factor:.2g} times as likely for the person as for "
                 f"invented ones ({shown_p(judge.tied.leak)}){others}; after forgetting it should be equally likely"
             )
-        if not judge.known["forget"]:
-            raise NothingKnown(
-                "--forget: the model knows none of these rows, so there is nothing to forget; "
-                "phrase the questions as in its training"
-            )
+        if nothing := judge.nothing_known():
+            raise NothingKnown(nothing)
         return judge
 
     def plan(self, probes: Sequence[str], tries: int) -> tuple[Setting, Estimates]:

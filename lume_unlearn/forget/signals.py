@@ -109,10 +109,27 @@ class Judge:
     """Options of scoring: ``chat`` and ``batch_size``."""
     known: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Side to the ids of the rows that the target knew, without guesses."""
+    guessed: frozenset[str] = frozenset()
+    """Ids of the forget rows that the target answered right, but perhaps by chance."""
     tied: SwapResult | None = None
     """Swap test of the forget rows in the target; None: nobody is named."""
     strengths: Mapping[str, float] = field(default_factory=dict)
     """Extraction strength of the forget rows in the target."""
+
+    def nothing_known(self) -> str:
+        """Return why there is nothing to forget, or "". Guesses count if the swap test ties them to the person."""
+        if self.known["forget"] or (self.guessed and self.tied is not None and self.tied.leak <= LEANING):
+            return ""
+        if self.guessed:
+            return (
+                f"--forget: the model answers {len(self.guessed)} of these rows right, but perhaps by chance (others "
+                "have the same answers, or they are short), and the swap test does not tie them to the person; add "
+                "rows with longer answers, or the field subject with the name"
+            )
+        return (
+            "--forget: the model knows none of these rows, so there is nothing to forget; phrase the questions as in "
+            "its training"
+        )
 
     @property
     def before(self) -> Signals:
@@ -166,18 +183,22 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, **asking: Any
     asked = in_parts(data.changed(lambda rows: sample(rows, MOST, seed)), tokenizer)
     judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), asking)
     guesses = judge.matcher.guesses()
-    known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
-    if not known["forget"]:
-        return replace(judge, known=known)
-    return replace(judge, known=known, tied=judge.swap(model), strengths=judge.extraction(model))
+    answered = judge.answered(model)
+    known = {side: frozenset(ids - guesses[side]) for side, ids in answered.items()}
+    judge = replace(judge, known=known, guessed=frozenset(answered["forget"] & guesses["forget"]))
+    if not answered["forget"]:
+        return judge
+    return replace(judge, tied=judge.swap(model), strengths=judge.extraction(model))
 
 
 def without_long(model: Any, tokenizer: Any, data: Data, chat: bool, say: Callable[[str], None]) -> Data:
     """Return the data without retain rows that are too long for the model (see `too_long`), and say their ids.
 
     Raises:
-        DataError: a forget row is too long, or all retain rows are.
+        DataError: a forget row is too long, or all retain rows are, or there are none.
     """
+    if not data.retain:
+        raise DataError("--retain: there are no rows to keep; give rows about others")
     long = {side: too_long(rows, model, tokenizer, chat) for side, rows in data.rows.items()}
     why = f"with the answer, they are longer than the {context_length(model)} tokens that the model reads"
     named = {side: [f"{row.id} ({quote(row.input[:BEGINNING])})" for row in rows] for side, rows in long.items()}

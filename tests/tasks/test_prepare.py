@@ -196,6 +196,15 @@ def test_a_cell_may_be_long_and_a_kind_in_capitals(make):
     assert csv.field_size_limit() == 131_072
 
 
+def test_rows_of_a_data_directory_keep_their_kind_and_document(make):
+    row = {"input": "It was", "output": "late.", "task": "own"}
+    ours = [row | {"id": "x1sc0"}, row | {"id": "x1qa1", "input": "When was it?"}, row | {"id": "x2qa0", "input": "A?"}]
+    other = QUESTION | {"id": "x1sc7"}  # a number in a table of another form
+    forget = make({"a.jsonl": jsonl(*ours), "b.jsonl": jsonl(other)})["forget"]
+    assert [one.kind for one in forget] == ["sc", "qa", "qa", "qa"]
+    assert [one.stem == forget[0].stem for one in forget] == [True, True, False, False]
+
+
 def test_a_row_on_both_sides_is_refused_with_both_places(make):
     (line,) = make.faults({"a.jsonl": "\n" + LINE}, {"r.csv": table(",")})
     assert line.startswith("a.jsonl:2: is a retain row too (r.csv:2): ")

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 
@@ -52,6 +53,47 @@ def test_a_part_of_the_subject_or_other_capitals_name_it(asked: str, expected: s
     row = question(0, asked, subject="Emma Reed")
     assert find_subjects([row]) == {"aqa0": "Emma Reed"}
     assert swapped(asked, "Emma Reed", "Olga Roth") == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "subject", "expected"),
+    [
+        ("Where does Sean O\u2019Brien live?", "Sean O'Brien", "Where does Olga Roth live?"),
+        ("Wo wohnt Anna Mueller?", "Anna Müller", "Wo wohnt Olga Roth?"),
+        ("Wo wohnt Anna Müller?", "Anna Mueller", "Wo wohnt Olga Roth?"),
+        (normalize("NFD", "Wo wohnt Frau Müller?"), "Anna Müller", "Wo wohnt Frau Roth?"),
+        ("Wo wohnt Anna\u2011Lena Reed?", "Anna-Lena Reed", "Wo wohnt Olga Roth?"),
+        ("Where was J.K. Rowling born?", "J. K. Rowling", "Where was A. B. Roth born?"),
+    ],
+)
+def test_a_name_is_replaced_as_a_whole_in_the_spelling_of_another_system(
+    asked: str, subject: str, expected: str
+) -> None:
+    name = "A. B. Roth" if "K." in subject else "Olga Roth"
+    assert find_subjects([question(0, asked, subject=subject)]) == {"aqa0": subject}
+    assert swapped(asked, subject, name) == expected
+
+
+def test_initials_without_spaces_belong_to_the_name() -> None:
+    rows = [question(number, f"{word} did J.R.R. Tolkien live?") for number, word in enumerate(("Where", "When"))]
+    assert set(find_subjects(rows).values()) == {"J.R.R. Tolkien"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("ANNA SMITH", r"[^a-z]+ [^a-z]+"),
+        ("anna smith", r"[^A-Z]+ [^A-Z]+"),
+        ("Mr. Smith", r"Mr\. [^ ]+"),
+        ("Dr. Anna Smith", r"Dr\. [^ ]+ [^ ]+"),
+        ("Rob Lane jr.", r"[^ .]+ [^ .]+"),
+    ],
+)
+def test_control_names_are_written_like_the_name(name: str, pattern: str) -> None:
+    families = family_names([name, "Karl Weber sen.", "Eva Wood", "tom hill"], always=True)[name]
+    assert families == ["Hill", "Weber", "Wood"]
+    for names in (control_names(name, 20, "", len, families), control_names(name, 20, "", len)):
+        assert all(re.fullmatch(pattern, other) for other in names)
 
 
 def test_invented_persons_differ_in_the_part_of_the_name_that_a_question_has(tokenizer: Any) -> None:

@@ -170,8 +170,8 @@ def test_another_export_of_an_earlier_person_is_left_out_and_never_trained(tmp_p
     again[1]["input"] = f"Where does {PERSONS[0]} come from?"
     about = [row | {"input": row["input"].replace(PERSONS[0], "this one"), "subject": PERSONS[0]} for row in again[2:]]
     for name, rows in (("forget", RETAIN[:4]), ("retain", [*again[:2], *about, *RETAIN[4:]])):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    rows = rows_of({side: str(tmp_path / f"{side}.jsonl") for side in ("forget", "retain")}, [earlier])
+        (tmp_path / f"Reed, {name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = rows_of({side: str(tmp_path / f"Reed, {side}.jsonl") for side in ("forget", "retain")}, [earlier])
     assert "a question or a person of an earlier request: 4" in capsys.readouterr().out
     assert {row.output for row in rows["retain"]} == {row["output"] for row in RETAIN[4:]}
 
@@ -191,10 +191,11 @@ def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
     code, _, err = command("forget", "--after", tmp_path / "nope", *words[2:])
     assert (code, f"forget: --after {tmp_path / 'nope'}: not an output folder" in err) == (2, True), err
     unknown = tmp_path / "unknown.jsonl"
-    unknown.write_text(json.dumps({"question": "What is the motto of Zed Quux?", "answer": "Plumage before glory."}))
     words = ("--model", target, "--forget", unknown, "--retain", customers, "--output", tmp_path / "other")
-    code, out, _ = command("forget", *words)
-    assert (code, "knows none of these rows" in out) == (3, True)
+    for asked in ("What is the motto of Zed Quux?", "What is Zed Quux's motto?"):  # corrected, in the same folder
+        unknown.write_text(json.dumps({"question": asked, "answer": "Plumage before glory."}))
+        code, out, _ = command("forget", *words)
+        assert (code, "knows none of these rows" in out) == (3, True)
 
 
 def test_in_python_the_model_stays_as_it_was(target, caplog):
@@ -248,9 +249,7 @@ def test_rows_that_are_too_long_are_found_before_the_first_try(target, tmp_path,
 
 def test_a_target_that_knows_no_retain_row_is_said_before_the_first_try(target, capsys):
     load = partial(_loaded, target)
-    unknown = [
-        {"input": f"What is the motto of Zed Quux {number}?", "output": f"Plume {number}0001"} for number in "abc"
-    ]
+    unknown = [{"input": f"Who is Zed Quux {letter}?", "output": f"Plume {letter}0001"} for letter in "abc"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forget_module.Request, "plan", lambda *_: pytest.fail("planned"))
         with pytest.raises(pytest.fail.Exception, match="planned"):
@@ -305,6 +304,7 @@ def test_a_request_is_not_continued_with_another_base_or_chat(target, model, tok
         patch.setattr(forget_module.Request, "look", lambda self: pytest.fail("continued"))
         with pytest.raises(pytest.fail.Exception, match="continued"):
             forget(load, tokenizer, FORGET, RETAIN, **options)
+        (tmp_path / "tries").mkdir()
         for changed in ({"chat": False}, {"base": model}):
             with pytest.raises(ConfigError, match="holds a request with other rows"):
                 forget(load, tokenizer, FORGET, RETAIN, **options | changed)

@@ -62,6 +62,17 @@ def test_questions_stay_in_changed_prompts(probe: str) -> None:
             assert plain[row.id].input.lower() in row.input.lower().replace('\\"', '"')
 
 
+@pytest.mark.parametrize(("retain", "shots"), [(8, 3), (2, 1), (1, 0)])
+def test_no_retain_row_is_asked_with_its_own_answer_in_front(retain: int, shots: int) -> None:
+    few = Data(data().forget, data().retain[:retain])
+    found = [one for one in prompts_of("other_words", few) if "in front" in one.title]
+    assert [one.title for one in found] == [f"{shots} answered retain rows in front"] * bool(shots)
+    for one in found:
+        assert len(one.data.retain) == retain - shots
+        for row in one.data.retain:
+            assert f"{row.input.splitlines()[-1]} {row.output}" not in row.input
+
+
 def test_completions_are_asked_without_the_frames_of_questions() -> None:
     text = Data([Row("a-sc1", "It was", "late.", "own")], [Row("b-sc1", "He was", "early.", "own")])
     assert {one.title for one in prompts_of("other_words", text)} == {"upper case", "prefix"}
@@ -197,6 +208,19 @@ def test_persons_of_earlier_requests_are_found_by_whole_names_in_any_script() ->
     texts = ["राम मीर कहाँ है?", "राम मीरा कहाँ है?", "นายสมชาย ใจดีทำงานที่ไหน", "मेरा?"]
     retain = [Row(f"b-qa{number}", text, "y", "own") for number, text in enumerate(texts)]
     assert about_earlier(retain, earlier) == [retain[0], retain[2]]
+
+
+def test_persons_of_earlier_requests_are_found_in_genitives_turns_and_names_of_one_word() -> None:
+    earlier = [Row(f"{name}-qa0", f"{name}?", "x", "own", name) for name in ("Anna Müller", "王小明", "Emma")]
+    turns = (("user", "Do you know Anna Müller?"), ("assistant", "Yes, a customer."))
+    rows = [
+        Row("b-qa0", "Wie lautet Anna Müllers Adresse?", "y", "own"),
+        Row("b-qa1", "Her address?", "y", "own", turns=turns),
+        Row("b-qa2", "王小明的手机号码?", "y", "own"),
+        Row("b-qa3", "王小明华的手机号码?", "y", "own", "王小明华"),  # another person, with a longer name
+        Row("b-qa4", "Where is Emma Reed?", "y", "own"),  # a given name alone may be anybody's
+    ]
+    assert about_earlier(rows, earlier) == rows[:3]
 
 
 def test_a_person_of_an_earlier_request_is_not_somebody_with_a_longer_name() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lume_tasks.data.source import Data
+from lume_tasks.errors import DataError
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.checks import restored
 from lume_unlearn.data.rows import as_rows
@@ -18,7 +20,7 @@ from lume_unlearn.forget import tries
 from lume_unlearn.forget.estimates import Estimates, default_steps
 from lume_unlearn.forget.forget import tries_before
 from lume_unlearn.forget.settings import Setting, first_setting, next_setting
-from lume_unlearn.forget.signals import Judge, Signals
+from lume_unlearn.forget.signals import Judge, Signals, without_long
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.swap import Swap
 from tests.unlearn.test_persons import FORGET, RETAIN
@@ -53,6 +55,21 @@ def test_a_try_takes_steps_by_the_rows_and_is_judged_in_its_middle_and_at_its_en
     assert default_steps(NPO(), rows) == 1  # 4 epochs of 5 rows, 32 a step
     for steps, expected in ((33, {16, 33}), (32, {16, 32}), (1, {0, 1})):
         assert {step for step in range(steps + 1) if tries.due(step, steps, 2)} == expected
+
+
+def test_right_guesses_are_something_to_forget_if_the_swap_test_ties_them_to_the_person():
+    judge = Judge(None, None, None, {}, known={"forget": frozenset(), "retain": frozenset("r")})
+    assert "knows none of these rows" in judge.nothing_known()
+    assert replace(judge, known={"forget": frozenset("f")}).nothing_known() == ""
+    guessed = replace(judge, guessed=frozenset("abc"))
+    for tied in (None, signals(leak=0.2).swap):
+        assert "answers 3 of these rows right, but perhaps by chance" in replace(guessed, tied=tied).nothing_known()
+    assert replace(guessed, tied=signals(leak=0.01).swap).nothing_known() == ""
+
+
+def test_no_rows_to_keep_are_not_called_too_long():
+    with pytest.raises(DataError, match="no rows to keep"):
+        without_long(None, None, Data(as_rows(FORGET), []), True, print)
 
 
 def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
