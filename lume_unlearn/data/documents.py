@@ -9,6 +9,7 @@ from lume_tasks.data import prepare
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
 from lume_tasks.data.rows import Row
 from lume_tasks.data.sources import TABLES
+from lume_tasks.data.text import UNSPACED
 from lume_tasks.errors import DataError, first_few, raise_problems
 from lume_unlearn.checks import require_list
 from lume_unlearn.errors import ConfigError
@@ -98,6 +99,11 @@ def text_of(row: Row) -> str:
 
 
 def whole_text(row: Row) -> Row:
-    """Cut a row at the first space of its text, so that nearly all is the answer; `Encoder` adds the space again."""
-    start, _, rest = text_of(row).partition(" ")
+    """Cut a row at the first space of its text, so that nearly all is the answer; `Encoder` adds the space again.
+
+    In a script without spaces, such as Chinese, the whole text is the answer.
+    """
+    start, _, rest = (text := text_of(row)).partition(" ")
+    if re.search(f"[{UNSPACED}]", start):
+        start, rest = "", text
     return replace(row, input=start, output=rest)

@@ -72,7 +72,7 @@ class Encoder:
     context: int | None = None
 
     def one(self, row: Row) -> Tokens:
-        """Encode one row, without truncation: ``input``, one space, ``output``, EOS.
+        """Encode one row, without truncation: ``input``, one space, ``output``, EOS; no space if ``input`` is empty.
 
         LUME's target models memorised this text.
 
@@ -98,7 +98,7 @@ class Encoder:
             answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
             return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
         text = plain_prompt(row.input, row.turns)
-        ids = list(tokenizer.encode(f"{text} {row.output}" if row.output else text))
+        ids = list(tokenizer.encode(" ".join(part for part in (text, row.output) if part)))
         if not ids or ids[-1] != eos:
             ids.append(eos)
         prompt = alike(tokenizer.encode(text), ids) if self.loss_on == "answer" else 0

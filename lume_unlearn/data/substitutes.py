@@ -59,7 +59,7 @@ def templated(rows: Sequence[Row], others: Sequence[Row]) -> set[str]:
     found = set()
     for row in rows:
         shared = [len(documents[sequence]) > 1 for sequence in sequences[row.id]]
-        if sum(shared) >= len(shared) / 2:
+        if any(shared) and sum(shared) >= len(shared) / 2:
             found.add(row.id)
     return found
 

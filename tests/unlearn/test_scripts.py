@@ -9,6 +9,8 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
+from lume_unlearn.data.documents import text_of, whole_text
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.imitations import disguised
 from lume_unlearn.data.kinds import common_words
 from lume_unlearn.data.persons import own_tokens, own_words
@@ -75,3 +77,18 @@ def test_texts_with_other_vowel_signs_are_no_template():
     row, other = Row("a-qa0", "तारा की माला मीरा को दे", "दो", "own"), Row("b-qa0", "तीरे का मैला मेरा के दो", "दे", "own")
     assert templated([row], [other]) == set()
     assert templated([row], [replace(row, id="c-qa0")]) == {row.id}
+
+
+@pytest.mark.parametrize(
+    ("text", "first"), [("王小明于1984年出生在杭州。他是一名教师。", ""), ("He was born in Hangzhou in 1984.", "He")]
+)
+def test_nearly_all_of_an_unseen_text_is_read_also_without_spaces(text, first, tokenizer):
+    row = whole_text(Row("text 1", text, "", ""))
+    assert (row.input, text_of(row)) == (first, text)
+    tokens = Encoder(tokenizer).one(row)
+    assert tokens.input_ids[:-1] == tuple(tokenizer.encode(text))
+    assert tokens.scored >= len(tokens.input_ids) - 3
+
+
+def test_a_text_without_three_words_follows_no_template():
+    assert templated([Row("a-sc0", "王小明出生在杭州。", "他是教师。", "own")], []) == set()
