@@ -80,7 +80,8 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
     dates also with month names in 35 languages; numbers with marks between thousands, decimals, before or after a
     currency, with k, thousand, million or billion; codes with blanks or without. Not read are numbers in words, other
     units, Roman numerals, fractions, dates without a year, and other forms of a word, such as a Russian case or an
-    Arabic prefix. Scripts without spaces are compared by their characters. Yes, no and single letters count as the first word only.
+    Arabic prefix. Scripts without spaces are compared by their characters. Yes, no and single
+    letters count as the first word only.
 
     Parts of the truth count too, but only by its own words: those of four letters or more that are not in ``common``.
     An own e-mail address or date, or an own number or code of `SECRET` characters, is enough. Texts and longer answers
