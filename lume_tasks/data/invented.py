@@ -151,8 +151,7 @@ def control_names(
     """Sample names similar to the subject's: with as many words, in its case, and a similar number of tokens.
 
     An e-mail address becomes one of an invented person at the same domain. A company becomes one of the same legal form
-    that is named after an invented person. A title, such
-    as "Dr." (see `TITLES`), is kept.
+    that is named after an invented person. A title, such as "Dr." (see `TITLES`), is kept.
 
     With ``families``, given names come from Faker's lists for the script, and family names are those of other persons
     of the data, which alone name nobody. Without, both come from Faker's lists for the subject's language, or for the
