@@ -265,6 +265,8 @@ class Request:
                 f"a token of the right answers is {judge.tied.factor:.2g} times as likely for the person as for "
                 f"invented ones ({shown_p(judge.tied.leak)}){others}; after forgetting it should be equally likely"
             )
+        elif judge.known["forget"]:
+            self.progress.say("no swap test: no forget row names somebody in a way that can be tested (field subject)")
         if nothing := judge.nothing_known():
             raise NothingKnown(nothing)
         return judge

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -70,6 +71,17 @@ def test_right_guesses_are_something_to_forget_if_the_swap_test_ties_them_to_the
 def test_no_rows_to_keep_are_not_called_too_long():
     with pytest.raises(DataError, match="no rows to keep"):
         without_long(None, None, Data(as_rows(FORGET), []), True, print)
+
+
+def test_a_request_whose_rows_name_nobody_says_that_there_is_no_swap_test(capsys):
+    known = {"forget": frozenset("f"), "retain": frozenset("r")}
+    judge = Judge(None, Data(as_rows(FORGET), as_rows(RETAIN)), None, {}, known=known)
+    options = {"seed": 0, "chat": True, "batch_size": 1}
+    given = {"load": {"before": lambda: (None, None)}, "data": judge.data, "options": options}
+    request = SimpleNamespace(**given, progress=forget_module.Progress())
+    with mock.patch.multiple(forget_module, without_long=lambda *_: judge.data, judge_of=lambda *_, **__: judge):
+        assert forget_module.Request.look(request) is judge
+    assert "no swap test: no forget row names somebody" in capsys.readouterr().err
 
 
 def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
