@@ -137,8 +137,8 @@ def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> 
 
 def _of_id(obj: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]:
     """Return document and kind from the id of a row in the form of a data directory; empty for all other objects."""
-    row = Row(as_text(obj.get("id")).strip(), "", "", "")
-    return (row.stem, row.kind) if row.stem and row.kind and names == ("input", "output") else ("", "")
+    row = Row(as_text(obj.get("id")).strip() if names == ("input", "output") else "", "", "", "")
+    return (row.stem, row.kind) if row.kind else ("", "")
 
 
 def converted(obj: Mapping[str, Any], names: tuple[str, ...]) -> Converted:

@@ -116,9 +116,14 @@ class Judge:
     strengths: Mapping[str, float] = field(default_factory=dict)
     """Extraction strength of the forget rows in the target."""
 
+    @property
+    def ties(self) -> bool:
+        """Return whether the swap test ties the forget rows to their persons in the target."""
+        return self.tied is not None and self.tied.leak <= LEANING
+
     def nothing_known(self) -> str:
         """Return why there is nothing to forget, or "". Guesses count if the swap test ties them to the person."""
-        if self.known["forget"] or (self.guessed and self.tied is not None and self.tied.leak <= LEANING):
+        if self.known["forget"] or (self.guessed and self.ties):
             return ""
         if self.guessed:
             return (
@@ -153,7 +158,7 @@ class Judge:
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
         strengths = {row: (self.strengths[row], new) for row, new in self.extraction(model).items()}
         now["forget"] |= completed(self.known["forget"], strengths)
-        bound = widest(self.tied) if self.tied is not None and self.tied.leak <= LEANING else None
+        bound = widest(self.tied) if self.ties else None
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
         return Signals(known, rows, kept, retain, self.swap(model), bound)
 
