@@ -175,17 +175,7 @@ def control_names(
     in_case = str.upper if subject.isupper() else str.lower if subject.islower() else str
     pool: dict[str, None] = {}
     missed = 0
-    key = f"{seed} {subject}"
-    if "@" in subject:
-        names = _addresses(subject, key)
-    elif company(subject)[1]:
-        names = _companies(*company(subject), key)
-    elif title and words == 1:
-        names = (name.split(" ", 1)[1] for name in _of_script(_script(rest), 2, (), key))
-    elif families or not locales_of(rest):
-        names = _of_script(_script(rest), words, families, key)
-    else:
-        names = _of_lists(*_names_like(rest), words, key)
+    names = _names_for(subject, families, f"{seed} {subject}")
     while len(pool) < number * _POOL and missed < _MOST:
         made = in_case(next(names))
         name = f"{title} {made}" if title else made
@@ -199,6 +189,21 @@ def control_names(
     wanted = length(subject)
     ranked = sorted(pool, key=lambda name: abs(length(name) - wanted))
     return ([*dict.fromkeys([*_distinct(ranked, families), *ranked])] if distinct else ranked)[:number]
+
+
+def _names_for(subject: str, families: Sequence[str], seed: str) -> Iterator[str]:
+    """Yield names without their title to put in place of a person, a company or an e-mail address, without end."""
+    title, rest = _title(subject)
+    words = len(without_particles(rest))
+    if "@" in subject:
+        return _addresses(subject, seed)
+    if company(subject)[1]:
+        return _companies(*company(subject), seed)
+    if title and words == 1:  # a title and a family name
+        return (name.split(" ", 1)[1] for name in _of_script(_script(rest), 2, (), seed))
+    if families or not locales_of(rest):
+        return _of_script(_script(rest), words, families, seed)
+    return _of_lists(*_names_like(rest), words, seed)
 
 
 def _titled(name: str) -> str:

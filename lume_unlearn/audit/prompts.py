@@ -18,7 +18,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
-from lume_unlearn.data.persons import words_of
+from lume_unlearn.data.persons import folded_words
 
 REPHRASINGS = (
     "Please answer briefly: {}",
@@ -184,7 +184,7 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
 
 def _long_words(text: str, subject: str) -> set[str]:
     """Return the words of more than three letters, and pairs of characters of Chinese and Japanese, but the name's."""
-    return {word for word in words_of(text) - words_of(subject) if len(word) > 3 or IDEOGRAPHS.fullmatch(word)}
+    return {word for word in folded_words(text) - folded_words(subject) if len(word) > 3 or IDEOGRAPHS.fullmatch(word)}
 
 
 def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:

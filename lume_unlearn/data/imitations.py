@@ -23,7 +23,7 @@ from lume_unlearn.data.contexts import WINDOW
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.kinds import other_number
-from lume_unlearn.data.persons import control_rows, own_parts, own_tokens, own_words, persons_of, words_of
+from lume_unlearn.data.persons import control_rows, folded_words, own_parts, own_tokens, own_words, persons_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.methods.common import IGNORED
@@ -83,7 +83,7 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
     one, other = folded(text), folded(row.output)
     match = SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
     shared = sum(char.isdigit() for char in other[match.b : match.b + match.size])
-    common = frozenset(words_of(row.output) - words)
+    common = frozenset(folded_words(row.output) - words)
     return shared >= SHARED_DIGITS or is_known(row.kind, row.output, text, common)
 
 

@@ -138,16 +138,16 @@ def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str
     These are words that are not in its prompt and in at most one of `SELDOM` retain rows (two rows are always allowed).
     An answer that may be a guess, such as yes or no, has none.
     """
-    rows_with = Counter(word for row in retain for word in words_of(f"{row.input} {row.output}"))
+    rows_with = Counter(word for row in retain for word in folded_words(f"{row.input} {row.output}"))
     common = {word for word, rows in rows_with.items() if rows > max(2, len(retain) / SELDOM)}
     found = {}
     for row in forget:
         prompt = " ".join([row.input, *(text for _, text in row.turns)])
-        found[row.id] = set() if is_guess(row.output) else words_of(row.output) - common - words_of(prompt)
+        found[row.id] = set() if is_guess(row.output) else folded_words(row.output) - common - folded_words(prompt)
     return found
 
 
-def words_of(text: str) -> set[str]:
+def folded_words(text: str) -> set[str]:
     """Return the words and numbers of a text, folded.
 
     Of scripts without spaces, these are the `runs`.
@@ -157,7 +157,7 @@ def words_of(text: str) -> set[str]:
 
 
 def _words_in(text: str) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each of the `words_of` a text; in scripts without spaces they overlap."""
+    """Yield start and end of each of the `folded_words` of a text; in scripts without spaces they overlap."""
     for word in WORD.finditer(text):
         for run in _RUN.finditer(text, *word.span()):
             parts = runs(run[0]) if run["unspaced"] else [(0, len(run[0]))]

@@ -29,7 +29,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.data.source import load_data
 from lume_tasks.data.text import folded
 from lume_tasks.models.sampling import generated
-from lume_unlearn.data.persons import own_words, words_of
+from lume_unlearn.data.persons import folded_words, own_words
 from lume_unlearn.methods.common import token_nll
 from lume_unlearn.methods.retain import kl_tokens
 from lume_unlearn.model.load import load_model, load_tokenizer
@@ -71,7 +71,7 @@ def names_and_numbers(rows: Sequence[Row]) -> set[str]:
 
 def invented(answer: str, question: str, known: set[str]) -> bool:
     """Return whether an answer has a name or number of the rows that its question does not have."""
-    return bool((words_of(answer) - words_of(question)) & known)
+    return bool((folded_words(answer) - folded_words(question)) & known)
 
 
 def main() -> None:

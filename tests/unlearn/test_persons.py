@@ -20,7 +20,7 @@ from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import disguised, gives_away, invented, long_numbers
-from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words, words_of
+from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, folded_words, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import BASE, ITSELF, Swap
 from tests.conftest import make_model
@@ -122,7 +122,7 @@ def test_own_words_tell_a_row_from_others():
 
 
 def test_disguises_keep_script_case_and_repetition():
-    words = words_of("Γιάννης 東7")
+    words = folded_words("Γιάννης 東7")
     one, other, code = disguised("Γιάννης Γιάννης 東7", words, random.Random(0)).split()
     assert one == other != "Γιάννης"
     assert one.istitle()
