@@ -175,7 +175,7 @@ def control_names(
     in_case = str.upper if subject.isupper() else str.lower if subject.islower() else str
     pool: dict[str, None] = {}
     missed = 0
-    names = _names_for(subject, families, f"{seed} {subject}")
+    names = _names_for(rest, bool(title), families, f"{seed} {subject}")
     while len(pool) < number * _POOL and missed < _MOST:
         made = in_case(next(names))
         name = f"{title} {made}" if title else made
@@ -191,15 +191,15 @@ def control_names(
     return ([*dict.fromkeys([*_distinct(ranked, families), *ranked])] if distinct else ranked)[:number]
 
 
-def _names_for(subject: str, families: Sequence[str], seed: str) -> Iterator[str]:
-    """Yield names without their title to put in place of a person, a company or an e-mail address, without end."""
-    title, rest = _title(subject)
+def _names_for(rest: str, titled: bool, families: Sequence[str], seed: str) -> Iterator[str]:
+    """Yield what may replace a person, company or e-mail address, without end; ``rest``: the name without title."""
+    own, form = company(rest)
     words = len(without_particles(rest))
-    if "@" in subject:
-        return _addresses(subject, seed)
-    if company(subject)[1]:
-        return _companies(*company(subject), seed)
-    if title and words == 1:  # a title and a family name
+    if "@" in rest:
+        return _addresses(rest, seed)
+    if form:
+        return _companies(own, form, seed)
+    if titled and words == 1:  # a title and a family name
         return (name.split(" ", 1)[1] for name in _of_script(_script(rest), 2, (), seed))
     if families or not locales_of(rest):
         return _of_script(_script(rest), words, families, seed)

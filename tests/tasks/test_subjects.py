@@ -35,6 +35,8 @@ def test_a_company_as_subject_is_compared_with_companies(form: str) -> None:
     asked = swapped(f"Who owns Acme Works {form}, is it Acme?", f"Acme Works {form}", names[0])
     assert asked == f"Who owns {names[0]}, is it {names[0].split()[0]}?"
     assert not holds_name(f"Acme {form}", f"Works {form}")
+    titled = control_names(f"Dr. Acme {form}", 4, "", len)
+    assert all(re.fullmatch(rf"Dr\. \w+ {form}", name) for name in titled)
 
 
 @pytest.mark.parametrize(
